@@ -1,0 +1,114 @@
+"""The machine a script runs on: device, number format, compiler, other processes, signals."""
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from config import UserError
+
+
+@dataclass
+class Machine:
+    """What was chosen, and which of how many processes this is."""
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    compiled: bool = False
+    rank: int = 0
+    world: int = 1
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def __str__(self):
+        many = f'{self.world} processes, ' if self.world > 1 else ''
+        compiled = 'compiled' if self.compiled else 'not compiled'
+        return f'{many}{self.device}, {str(self.dtype).removeprefix("torch.")}, {compiled}'
+
+
+@contextlib.contextmanager
+def open_machine(options):
+    """The Machine of the options device, dtype and compile; under torchrun connected to the others,
+    and only rank 0 prints."""
+    device = choose_device(options.device)
+    machine = Machine(device, choose_dtype(options.dtype, device))
+    with contextlib.ExitStack() as stack:
+        if 'RANK' in os.environ:
+            dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo')
+            stack.callback(dist.destroy_process_group)
+            machine.rank, machine.world = dist.get_rank(), dist.get_world_size()
+        if machine.rank:
+            silence = stack.enter_context(open(os.devnull, 'w'))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        machine.compiled = choose_compile(options.compile, device)
+        yield machine
+
+
+def choose_device(name):
+    """The torch.device of the option `device`; under torchrun each process has its own GPU."""
+    if name == 'auto':
+        mps = torch.backends.mps.is_available()
+        name = 'cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu'
+    if name == 'cuda' and 'LOCAL_RANK' in os.environ:
+        name = f'cuda:{os.environ["LOCAL_RANK"]}'
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f'device={name} does not work here: {first_line(error)}') from None
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)
+    return device
+
+
+def choose_dtype(name, device):
+    """The torch.dtype of the option `dtype`; 'auto' is bfloat16 where the hardware has it."""
+    if name == 'float16' and device.type == 'cpu':
+        raise UserError('dtype=float16 does not work on a CPU; take bfloat16 or float32')
+    if name != 'auto':
+        return getattr(torch, name)
+    if device.type == 'cuda':
+        modern = torch.cuda.get_device_capability(device) >= (8, 0)  # older ones emulate bfloat16
+        return torch.bfloat16 if modern else torch.float16
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if device.type == 'cpu' and fast else torch.float32
+
+
+def choose_compile(option, device):
+    """Whether to compile; 'auto': on CUDA, where it works. True is a UserError where it doesn't."""
+    if not option or option == 'auto' and device.type != 'cuda':
+        return False
+    try:
+        torch.compile(lambda x: (x + 1).relu())(torch.zeros(8, device=device))
+        return True
+    except Exception as error:  # whatever a missing or broken compiler raises
+        message = f'torch.compile does not work here ({type(error).__name__}: {first_line(error)})'
+    if option == 'auto':
+        print(f'not compiled, for {message}')
+        return False
+    raise UserError(f'compile=True: {message}')
+
+
+def first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """A list that gets the first SIGINT or SIGTERM; the second interrupts at once."""
+    received = []
+
+    def handle(number, frame):
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,275 @@
+"""A GPT: token ids in; logits, a loss or new tokens out. The network and nothing else.
+
+    model = GPT(GPTConfig(vocab_size=256, n_layer=4, n_head=4, n_embd=128))
+    logits = model(idx)                     # (B, T) int64 -> (B, T, V)
+    loss = model(idx, targets)              # the mean cross entropy in nats
+    for token in model.generate(idx, 100):  # (B,) ids, one token after another
+        ...
+
+The letters of the shapes: B batch, T time, S time with the cached past, C channels (n_embd),
+H heads, K key/value heads, D head size (C / H), V vocabulary.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass
+class GPTConfig:
+    """The shape of a GPT."""
+    block_size: int = 256  # the context: the most tokens the model sees at once
+    vocab_size: int | None = None  # None: the tokenizer's
+    n_layer: int = 4  # 0 leaves the embedding and the head: a bigram model
+    n_head: int = 4  # heads of attention; each has n_embd / n_head channels
+    n_kv_head: int | None = None  # heads of keys and values, shared by the others; None: n_head
+    n_embd: int = 192  # channels
+    n_inner: int | None = None  # the MLP's hidden channels; None: 4 n_embd, swiglu 8/3 n_embd
+    position: Literal['learned', 'rope', 'none'] = 'rope'  # how a token knows its place
+    rope_theta: float = 10000.0  # base of RoPE's wavelengths
+    norm: Literal['layernorm', 'rmsnorm'] = 'rmsnorm'  # before each sublayer and the head
+    norm_eps: float = 1e-5  # added to the variance
+    norm_weight: bool = False  # norms have learned weights
+    mlp: Literal['gelu', 'swiglu', 'relu2', 'none'] = 'relu2'  # the MLP's activation; none: no MLP
+    qk_norm: bool = True  # normalize queries and keys
+    bias: bool = False  # linear layers and layernorms have biases
+    tied: bool = True  # the head's weights are the embedding's
+    dropout: float = 0.0  # of embeddings, attention and sublayers, in training
+
+    def resolved(self):
+        """A copy with the derived values filled in; ValueError where two of them don't fit."""
+        inner = {'gelu': 4 * self.n_embd, 'relu2': 4 * self.n_embd, 'none': 0,
+                 'swiglu': -(-8 * self.n_embd // 3 // 8) * 8}  # as many weights, in multiples of 8
+        config = dataclasses.replace(self, n_kv_head=self.n_kv_head or self.n_head,
+                                     n_inner=self.n_inner or inner[self.mlp])
+        for name in ('block_size', 'vocab_size', 'n_head', 'n_kv_head', 'n_embd'):
+            if (getattr(config, name) or 0) < 1:
+                raise ValueError(f'{name} must be at least 1, not {getattr(config, name)}')
+        if config.n_embd % config.n_head:
+            raise ValueError(f'n_embd={config.n_embd} is not divisible by n_head={config.n_head}')
+        if config.n_head % config.n_kv_head:
+            raise ValueError(f'n_head={config.n_head} is not divisible by '
+                             f'n_kv_head={config.n_kv_head}')
+        if config.position == 'rope' and config.n_embd // config.n_head % 2:
+            raise ValueError('position=rope needs an even head size, not n_embd / n_head = '
+                             f'{config.n_embd // config.n_head}')
+        if not 0 <= config.dropout < 1:
+            raise ValueError(f'dropout must be at least 0 and below 1, not {config.dropout}')
+        return config
+
+
+class KVCache:
+    """The keys and values of the tokens so far, so that each is computed once.
+
+    config: a resolved GPTConfig. `length` tokens are in it; setting it to 0 empties the cache.
+    """
+
+    def __init__(self, config, batch_size, device=None, dtype=None):
+        head_size = config.n_embd // config.n_head
+        shape = (config.n_layer, 2, batch_size, config.n_kv_head, config.block_size, head_size)
+        self.kv = torch.zeros(shape, device=device, dtype=dtype)  # (layers, 2, B, K, block_size, D)
+        self.length = 0
+
+    def update(self, layer, k, v):
+        """Append k and v (B, K, T, D) of a layer; returns all of that layer's, (B, K, S, D)."""
+        end = self.length + k.size(2)
+        self.kv[layer, 0, :, :, self.length:end] = k
+        self.kv[layer, 1, :, :, self.length:end] = v
+        return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
+
+
+def make_norm(config, size):
+    if config.norm == 'layernorm':
+        return nn.LayerNorm(size, config.norm_eps, config.norm_weight, bias=config.bias)
+    return nn.RMSNorm(size, config.norm_eps, config.norm_weight)
+
+
+def rotate(x, rope):
+    """RoPE (Su et al. 2021, arXiv:2104.09864), the halves of a head as pairs, as in Llama.
+
+    x: (B, H, T, D); rope: cosines and sines, (2, T, D/2).
+    """
+    cos, sin = rope.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention (Vaswani et al. 2017, arXiv:1706.03762); with n_kv_head < n_head
+    grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245)."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        self.layer, self.dropout = layer, config.dropout
+        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
+        self.head_size = config.n_embd // config.n_head
+        channels = (self.n_head + 2 * self.n_kv_head) * self.head_size
+        self.qkv = nn.Linear(config.n_embd, channels, bias=config.bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.proj.residual = True
+        self.q_norm = make_norm(config, self.head_size) if config.qk_norm else nn.Identity()
+        self.k_norm = make_norm(config, self.head_size) if config.qk_norm else nn.Identity()
+
+    def forward(self, x, rope, cache):
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2K, T, D)
+        q, k, v = qkv.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
+        y = self.attend(q, k, v)  # (B, H, T, D)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+
+    def attend(self, q, k, v):
+        """softmax(q k' / sqrt(D)) v; the last query sees all keys, each one before it one less."""
+        T, S = q.size(2), k.size(2)
+        mask = None
+        if T not in (1, S):
+            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=T == S,
+            enable_gqa=self.n_head != self.n_kv_head)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.kind = config.mlp
+        width = config.n_inner * (2 if config.mlp == 'swiglu' else 1)  # swiglu: gate and up in one
+        self.up = nn.Linear(config.n_embd, width, bias=config.bias)
+        self.proj = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
+        self.proj.residual = True
+
+    def forward(self, x):
+        x = self.up(x)
+        if self.kind == 'gelu':
+            x = F.gelu(x, approximate='tanh')
+        elif self.kind == 'swiglu':  # Shazeer 2020, arXiv:2002.05202
+            gate, x = x.chunk(2, dim=-1)
+            x = F.silu(gate) * x
+        else:  # So et al. 2021, arXiv:2109.08668
+            x = F.relu(x).square()
+        return self.proj(x)
+
+
+class Block(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.norm1 = make_norm(config, config.n_embd)
+        self.attention = Attention(config, layer)
+        self.norm2 = make_norm(config, config.n_embd) if config.mlp != 'none' else None
+        self.mlp = MLP(config) if config.mlp != 'none' else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, rope, cache):
+        x = x + self.dropout(self.attention(self.norm1(x), rope, cache))
+        return x if self.mlp is None else x + self.dropout(self.mlp(self.norm2(x)))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer (Radford et al. 2019); ValueError for an impossible config."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config = config.resolved()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        learned = config.position == 'learned'
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if learned else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = make_norm(config, config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tied:
+            self.lm_head.weight = self.wte.weight
+        rope = self.rope_table() if config.position == 'rope' else None
+        self.register_buffer('rope', rope, persistent=False)
+        self.apply(self.init_weights)
+
+    def init_weights(self, module):
+        """GPT-2's: normal, narrower where 2 n_layer sublayers add to the residual stream."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            residual = getattr(module, 'residual', False)
+            std = 0.02 / (2 * self.config.n_layer) ** 0.5 if residual else 0.02
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def rope_table(self):
+        """Cosines and sines of each position's angles: (2, block_size, D/2)."""
+        head_size = self.config.n_embd // self.config.n_head
+        frequencies = self.config.rope_theta ** (-torch.arange(0, head_size, 2) / head_size)
+        angles = torch.arange(self.config.block_size)[:, None] * frequencies
+        return torch.stack((angles.cos(), angles.sin()))
+
+    def forward(self, idx, targets=None, cache=None):
+        """idx (B, T) int64 -> logits (B, T, V); given targets (B, T), -1 ignored, the mean loss.
+
+        With a KVCache, idx are the tokens that follow those in the cache, and are added to it.
+        """
+        past, T = cache.length if cache else 0, idx.size(1)
+        end, limit = past + T, self.config.block_size
+        assert end <= limit, f'{end} tokens do not fit into block_size={limit}'
+        x = self.wte(idx)  # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe.weight[past:end]
+        x = self.dropout(x)
+        rope = self.rope[:, past:end] if self.rope is not None else None
+        for block in self.blocks:
+            x = block(x, rope, cache)
+        if cache:
+            cache.length = end
+        logits = self.lm_head(self.norm(x))  # (B, T, V)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None,
+                 vocab_size=None, generator=None, use_cache=True):
+        """Yield max_new_tokens times the next ids (B,) of the texts idx (B, T), in eval mode.
+
+        temperature 0: the likeliest. top_k: one of the k likeliest. top_p: one of the fewest that
+        are together at least p likely (Holtzman et al. 2020, arXiv:1904.09751). vocab_size: only
+        ids below it. generator: a torch.Generator on idx's device.
+
+        Of a longer text the last block_size tokens are seen; when the next one does not fit, the
+        last max(1, block_size // 2) are kept and encoded again.
+        """
+        limit = self.config.block_size
+        window = idx[:, -limit:]
+        weight = self.wte.weight
+        cache = KVCache(self.config, len(idx), weight.device, weight.dtype) if use_cache else None
+        for _ in range(max_new_tokens):
+            new = window[:, cache.length:] if cache else window
+            logits = self.forward(new, cache=cache)[:, -1, :vocab_size].float()  # (B, V)
+            token = draw(logits, temperature, top_k, top_p, generator)
+            yield token
+            window = torch.cat((window, token[:, None]), dim=1)
+            if window.size(1) > limit:
+                window = window[:, -max(1, limit // 2):]
+                if cache:
+                    cache.length = 0
+
+
+def draw(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
+    """One id (B,) for each row of logits (B, V), as generate says."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits - logits.max(dim=-1, keepdim=True).values  # a tiny temperature can't overflow
+    probs = F.softmax(logits / temperature, dim=-1)
+    if top_k is None and top_p is None:
+        return torch.multinomial(probs, 1, generator=generator)[:, 0]
+    probs, order = probs.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        probs[:, top_k:] = 0
+        probs = probs / probs.sum(dim=-1, keepdim=True)
+    if top_p is not None:
+        likelier = probs.cumsum(dim=-1) - probs  # the probability of those before each
+        probs = probs.masked_fill(likelier >= top_p, 0)
+    return order.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]

@@ -1,0 +1,145 @@
+"""The folder of a run, out/NAME/: what train.py leaves there and the other scripts read.
+
+    ckpt.pt     the state of the run, which --resume=True goes on from
+    best.pt     the model with the lowest validation loss, without the optimizers' state
+    log.jsonl   a JSON object for each step
+    loss.png    the losses over the tokens seen
+
+Checkpoints are dicts that torch.load(weights_only=True) reads, written whole or not at all.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+from pathlib import Path
+
+import torch
+
+import config
+from config import UserError
+from machine import first_line
+from model import GPT, GPTConfig
+from tokenizer import Tokenizer
+
+SHAPE = [field.name for field in dataclasses.fields(GPTConfig) if field.name != 'dropout']
+
+
+def save(state, path):
+    """Write the dict to path; if that fails, UserError, and what was there is untouched."""
+    temporary = path.with_name(f'{path.name}.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+        temporary.unlink(missing_ok=True)
+        kept = '; the one before it is untouched' if path.exists() else ''
+        raise UserError(f'{path} could not be saved: {first_line(error)}{kept}') from None
+
+
+def save_run(folder, best, optimizers, scaler, state):
+    """Write ckpt.pt, and the model alone as best.pt if it is the best so far."""
+    if best:
+        save(state, folder / 'best.pt')
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    save(state | {'optimizers': states, 'scaler': scaler.state_dict()}, folder / 'ckpt.pt')
+
+
+def load(path):
+    """The dict in a file, or in a folder's best.pt, or else its ckpt.pt; tensors are on the CPU."""
+    path = config.find(path)
+    if path.is_dir():
+        path = path / 'best.pt' if (path / 'best.pt').exists() else path / 'ckpt.pt'
+    if not path.exists():
+        raise UserError(f'{path}: there is no such checkpoint; train.py makes them')
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # whatever a cut or foreign file makes the reader raise
+        raise UserError(f'{path} is no whole checkpoint: {first_line(error)}') from None
+    if not isinstance(state, dict) or not {'model', 'config', 'tokenizer'} <= state.keys():
+        raise UserError(f'{path} is not a checkpoint of train.py')
+    return state
+
+
+def load_model(path):
+    """(model, tokenizer or None) of a checkpoint, on the CPU, in eval mode."""
+    state = load(path)
+    model = GPT(GPTConfig(**{name: state['config'][name] for name in SHAPE}))
+    model.load_state_dict(state['model'])
+    return model.eval(), Tokenizer(state['tokenizer']) if state['tokenizer'] else None
+
+
+def inherit(options, given, saved, fixed, names):
+    """The options, with a checkpoint's (the dict `saved`) for those of `names` that were not given.
+
+    UserError names each option in `fixed` that was given and contradicts the checkpoint.
+    """
+    wrong = [f'{name}={given[name]} (there it is {saved[name]})' for name in fixed
+             if given.get(name) not in (None, saved[name])]
+    if wrong:
+        raise UserError(f'the checkpoint contradicts {", ".join(wrong)}')
+    return dataclasses.replace(options, **{name: saved[name] for name in names if name in saved
+                                           and (name in fixed or name not in given)})
+
+
+def open_folder(folder, resume, step):
+    """Make the folder of a run. One that is there gets another name; or, if the run is resumed
+    after `step` steps, it loses the lines of its log that came later."""
+    if not resume and any((folder / name).exists() for name in ('ckpt.pt', 'log.jsonl')):
+        number = next(n for n in itertools.count(1) if not Path(f'{folder}.{n}').exists())
+        print(f'the run that was in {folder} is now {folder.rename(f"{folder}.{number}")}')
+    folder.mkdir(parents=True, exist_ok=True)
+    write_log(folder, [record for record in read_log(folder) if record['step'] <= step], mode='w')
+
+
+def read_log(folder):
+    """The records of log.jsonl, as dicts; a line that a crash cut short is left out."""
+    path, records = folder / 'log.jsonl', []
+    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def write_log(folder, records, tracker=None, mode='a'):
+    with open(folder / 'log.jsonl', mode, encoding='utf-8') as file:
+        file.writelines(json.dumps(record) + '\n' for record in records)
+    for record in records if tracker else []:
+        tracker.log(record, step=record['step'])
+
+
+def start_wandb(options, folder):
+    """A run of Weights & Biases, which gets the log's numbers too."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError('wandb_project: pip install wandb') from None
+    settings = dataclasses.asdict(options)
+    return wandb.init(project=options.wandb_project, name=folder.name, config=settings)
+
+
+def plot(folder):
+    """Draw loss.png, if there is matplotlib: the losses of log.jsonl over tokens."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    records = read_log(folder)
+    evaluated = [record for record in records if 'val_loss' in record]
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axes = figure.subplots()
+    thin, dotted = {'alpha': 0.4, 'linewidth': 0.8}, {'marker': '.'}
+    for label, name, some, style in (('training', 'train_loss', records, thin),
+                                     ('validation', 'val_loss', evaluated, dotted)):
+        axes.plot([record['tokens'] for record in some], [record[name] for record in some],
+                  label=label, **style)
+    if evaluated:
+        best = min(evaluated, key=lambda record: record['val_loss'])
+        axes.plot(best['tokens'], best['val_loss'], 'k*', label=f'best: {best["val_loss"]:.4f}')
+    axes.set(xlabel='tokens', ylabel='loss (nats per token)')
+    axes.legend()
+    figure.savefig(folder / 'loss.png', dpi=150)

@@ -1,0 +1,41 @@
+"""What several tests use: a folder of their own in place of the repository's data/ and out/."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import config
+import prepare
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TEXT = ''.join(f'{i}: the quick brown fox jumps over {i % 7} lazy dogs.\n' for i in range(300))
+TINY = ['--dataset=tiny', '--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=16',
+        '--batch_size=4', '--device=cpu', '--dtype=float32', '--warmup_steps=2']
+ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A folder that stands for the repository's, with a small corpus called tiny."""
+    monkeypatch.setattr(config, 'ROOT', tmp_path)
+    monkeypatch.delenv('DATA_MIRROR', raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'tiny.txt').write_text(TEXT, encoding='utf-8')
+    prepare.main(['--input=tiny.txt', '--tokenizer=char', '--name=tiny'])
+    return tmp_path
+
+
+@pytest.fixture(scope='session')
+def checkout(tmp_path_factory):
+    """A copy of the scripts, to be run as a user runs them."""
+    folder = tmp_path_factory.mktemp('folio')
+    for path in REPOSITORY.glob('*.py'):
+        shutil.copy(path, folder)
+    for name in ('config', 'data'):
+        shutil.copytree(REPOSITORY / name, folder / name,
+                        ignore=lambda _, names: [n for n in names if n.endswith(('.bin', '.json'))])
+    (folder / 'tiny.txt').write_text(TEXT, encoding='utf-8')
+    return folder
+

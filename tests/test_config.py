@@ -1,0 +1,91 @@
+"""Options: their types, their order, their errors."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+import config
+from config import Text, UserError, parse
+
+
+@dataclass
+class Options:
+    """Options of every kind."""
+    count: int = 3  # how many
+    share: float = 0.5  # how much
+    limit: int | None = None  # how far
+    kind: Literal['gelu', 'relu2'] = 'gelu'  # which
+    compile: bool | Literal['auto'] = 'auto'  # whether
+    fast: bool = False  # or slow
+    input: list[str] = field(default_factory=list)  # what
+    start: Text = ''  # from where
+    path: str = ''  # to where
+    from_: str | None = None  # of whom
+
+
+@pytest.mark.parametrize('argument, name, value', [
+    ('--count=1e3', 'count', 1000), ('--count=5*8', 'count', 40), ('--count=-2', 'count', -2),
+    ('--share=1', 'share', 1.0), ('--share=3e-4', 'share', 3e-4), ('--limit=7', 'limit', 7),
+    ('--limit=None', 'limit', None), ('--kind=relu2', 'kind', 'relu2'), ('--fast', 'fast', True),
+    ('--fast=true', 'fast', True), ('--fast=False', 'fast', False),
+    ('--compile=True', 'compile', True), ('--compile=auto', 'compile', 'auto'), ('--input=a,b', 'input', ['a', 'b']),
+    (r'--start=\n\tx', 'start', '\n\tx'), ('--start=a=b', 'start', 'a=b'),
+    (r'--path=C:\new', 'path', r'C:\new'), ('--from=gpt2', 'from_', 'gpt2'),
+])
+def test_a_value_gets_the_type_of_its_option(argument, name, value):
+    options, given = parse(Options, [argument])
+    assert getattr(options, name) == value and given == {name: value}
+    assert type(getattr(options, name)) is type(value)
+
+
+@pytest.mark.parametrize('argument, message', [
+    ('--cuont=3', 'is it count'), ('--xyzzy=3', '--help'), ('--max_iters=9', 'max_steps'),
+    ('--count=True', "must be int, not 'True'"), ('--count=1.5', 'must be int'),
+    ('--count', 'must be int'), ('--count=1e999', 'must be int'), ('--start', 'must be Text'),
+    ('--fast=1', 'must be bool'), ('--kind=moun', "'gelu' or 'relu2'"),
+    ('--limit=x', 'int or None'), ('--count=exit()', 'must be int'), ('nowhere.py', 'no such file'),
+])
+def test_a_wrong_option_is_named_in_one_line(argument, message):
+    with pytest.raises(UserError, match='.*') as error:
+        parse(Options, [argument])
+    assert message in str(error.value) and '\n' not in str(error.value)
+
+
+def test_arguments_are_read_from_left_to_right(tmp_path):
+    file = tmp_path / 'some.py'
+    file.write_text('import math\n_half = 0.25\ncount = int(math.pi)\nshare = 2 * _half\n'
+                    'def helper(): pass\n')
+    options, given = parse(Options, ['--count=9', '--share=0.1', str(file), '--share=0.75'])
+    assert (options.count, options.share, set(given)) == (3, 0.75, {'count', 'share'})
+
+
+@pytest.mark.parametrize('source, message', [
+    ('count = 1\ncounts = 2\n', 'counts'), ('count = True\n', 'must be int'),
+    ('count = "3"', 'must be int'), ('count = (\n', 'line 1: SyntaxError'),
+    ('count = 1\nshare = 1 / 0\n', 'line 2: ZeroDivisionError'),
+])
+def test_a_wrong_configuration_file_is_named_with_the_place(tmp_path, source, message):
+    file = tmp_path / 'some.py'
+    file.write_text(source)
+    with pytest.raises(UserError) as error:
+        parse(Options, [str(file)])
+    assert message in str(error.value) and 'some.py' in str(error.value)
+
+
+def test_help_shows_every_option_with_default_and_comment(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(Options, ['--help'])
+    text = capsys.readouterr().out
+    assert stop.value.code in (None, 0)
+    assert '--count=3' in text and 'how many' in text and '--from=None' in text
+
+
+def test_only_rank_0_prints_what_all_ranks_get_wrong(monkeypatch):
+    def fails(argv):
+        raise UserError('wrong')
+    for rank, code in (('0', 'error: wrong'), ('1', 1)):
+        monkeypatch.setenv('RANK', rank)
+        with pytest.raises(SystemExit) as stop:
+            config.run(fails)
+        assert stop.value.code == code

@@ -1,0 +1,196 @@
+"""The network: invariants, and generation against its written rule."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from model import GPT, GPTConfig, KVCache, draw
+
+SMALL = dict(vocab_size=50, block_size=16, n_layer=2, n_head=4, n_embd=32)
+SHAPES = [dict(zip(('position', 'norm', 'mlp', 'n_kv_head', 'qk_norm', 'bias', 'tied'), values,
+                   strict=True))
+          for values in itertools.product(('learned', 'rope', 'none'), ('layernorm', 'rmsnorm'),
+                                          ('gelu', 'swiglu', 'relu2', 'none'), (None, 1, 2),
+                                          (True, False), (True, False), (True, False))][::5]
+BIGRAM = dict(n_layer=0, position='none', tied=False)
+
+
+def make(**shape):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**SMALL | shape)).eval()
+    for p in model.parameters():  # larger than at initialization, so that differences show
+        torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+def some_ids(*shape):
+    return torch.randint(50, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize('shape', [*SHAPES, BIGRAM], ids=str)
+def test_cached_logits_equal_uncached_ones_and_never_see_what_follows(shape):
+    model, idx = make(**shape), some_ids(2, 16)
+    with torch.no_grad():
+        whole = model(idx)
+        cache, parts = KVCache(model.config, 2), []
+        for start, end in ((0, 5), (5, 6), (6, 7), (7, 12), (12, 16)):
+            parts.append(model(idx[:, start:end], cache=cache))
+        changed = idx.clone()
+        changed[:, 9:] = (changed[:, 9:] + 1) % 50
+        assert torch.equal(model(changed)[:, :9], whole[:, :9])
+    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-5)
+    assert not torch.allclose(model(changed)[:, 9:], whole[:, 9:])
+
+
+def test_the_loss_at_initialization_is_that_of_guessing():
+    torch.manual_seed(0)
+    model, idx = GPT(GPTConfig(**SMALL)), some_ids(8, 17)
+    assert model(idx[:, :-1], idx[:, 1:]).item() == pytest.approx(math.log(50), abs=0.05)
+
+
+def test_it_overfits_one_batch():
+    torch.manual_seed(0)
+    model, idx = GPT(GPTConfig(**SMALL)), some_ids(4, 17)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        loss = model(idx[:, :-1], idx[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.05
+
+
+def test_the_loss_is_the_mean_cross_entropy_and_ignores_minus_one():
+    model, idx, targets = make(), some_ids(2, 8), some_ids(2, 8)
+    targets[0, 3:] = -1
+    probs = model(idx).detach().softmax(dim=-1)
+    kept = [-math.log(probs[b, t, targets[b, t]]) for b in range(2) for t in range(8)
+            if targets[b, t] >= 0]
+    assert model(idx, targets).item() == pytest.approx(sum(kept) / len(kept), abs=1e-5)
+
+
+def test_a_bigram_sees_one_token_only():
+    model, idx = make(**BIGRAM), some_ids(1, 8)
+    assert torch.allclose(model(idx)[:, -1], model(idx[:, -1:])[:, -1])
+
+
+def test_grouped_queries_with_as_many_groups_as_heads_are_multi_head_attention():
+    mha, gqa = make(n_kv_head=None), make(n_kv_head=2)
+    size = mha.config.n_embd // mha.config.n_head
+    for ours, theirs in zip(mha.blocks, gqa.blocks, strict=True):
+        q, k, v = theirs.attention.qkv.weight.split((4 * size, 2 * size, 2 * size))
+        twice = [part.view(2, size, -1).repeat_interleave(2, dim=0).flatten(0, 1)
+                 for part in (k, v)]  # each key head stands for two
+        ours.attention.qkv.weight.data = torch.cat((q, *twice))
+        ours.attention.proj.load_state_dict(theirs.attention.proj.state_dict())
+        ours.mlp.load_state_dict(theirs.mlp.state_dict())
+    mha.wte.load_state_dict(gqa.wte.state_dict())
+    assert torch.allclose(mha(some_ids(2, 8)), gqa(some_ids(2, 8)), atol=1e-5)
+
+
+def test_rope_makes_attention_depend_on_distances_alone():
+    attention = make(block_size=16).blocks[0].attention
+    rope, x = make(block_size=16).rope, torch.randn(1, 6, 32)
+    near, far = (attention(x, rope[:, start:start + 6], None) for start in (0, 9))
+    assert torch.allclose(near, far, atol=1e-4)
+
+
+def test_gpt2_has_its_number_of_parameters():
+    with torch.device('meta'):
+        model = GPT(GPTConfig(block_size=1024, vocab_size=50257, n_layer=12, n_head=12, n_embd=768,
+                              position='learned', norm='layernorm', norm_weight=True, mlp='gelu',
+                              qk_norm=False, bias=True, tied=True))
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+
+
+def test_every_residual_projection_starts_narrower():
+    model = GPT(GPTConfig(**SMALL | {'n_layer': 8, 'n_embd': 128}))
+    for block in model.blocks:
+        assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        for layer in (block.attention.proj, block.mlp.proj):
+            assert layer.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
+
+
+@pytest.mark.parametrize('shape, message', [
+    ({'n_embd': 30}, 'n_embd=30 is not divisible by n_head=4'),
+    ({'n_kv_head': 3}, 'n_head=4 is not divisible by n_kv_head=3'),
+    ({'n_embd': 36, 'n_head': 4}, 'even head size'), ({'dropout': 1.0}, 'dropout'),
+    ({'block_size': 0}, 'block_size'), ({'vocab_size': None}, 'vocab_size'),
+])
+def test_an_impossible_shape_is_named(shape, message):
+    with pytest.raises(ValueError, match=message):
+        GPT(GPTConfig(**SMALL | shape))
+
+
+def test_too_long_an_input_is_refused_with_both_numbers():
+    with pytest.raises(AssertionError, match='17 .*16'):
+        make()(some_ids(1, 17))
+
+
+# --- generation ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('block_size', [1, 2, 7, 16])
+@pytest.mark.parametrize('position', ['learned', 'rope', 'none'])
+def test_generation_past_the_context_is_the_written_rule_with_and_without_a_cache(
+        block_size, position):
+    model, prompt = make(block_size=block_size, position=position), some_ids(2, 20)
+    cached, uncached = (torch.stack(list(model.generate(prompt, 40, 0, use_cache=use)), dim=1)
+                        for use in (True, False))
+    window, expected = prompt[:, -block_size:], []
+    for _ in range(40):
+        expected.append(model(window)[:, -1].argmax(dim=-1))
+        window = torch.cat((window, expected[-1][:, None]), dim=1)
+        if window.size(1) > block_size:
+            window = window[:, -max(1, block_size // 2):]
+    assert torch.equal(cached, uncached) and torch.equal(cached, torch.stack(expected, dim=1))
+
+
+def test_ids_at_or_above_the_vocabulary_are_never_drawn():
+    model = make()
+    model.lm_head.weight.data[30:] = 0
+    model.lm_head.weight.data[:30] *= 0.01  # all are about as likely
+    tokens = list(model.generate(some_ids(64, 4), 20, temperature=5.0, vocab_size=30))
+    assert max(token.max() for token in tokens) == 29
+
+
+def draws(logits, n=4000, **options):
+    generator = torch.Generator().manual_seed(0)
+    return draw(torch.tensor([logits]).expand(n, -1), generator=generator, **options)
+
+
+PROBS = [0.4, 0.3, 0.2, 0.1]
+LOGITS = [math.log(p) for p in PROBS]
+
+
+@pytest.mark.parametrize('options, kept', [
+    ({'top_k': 1}, 1), ({'top_k': 2}, 2), ({'top_k': 4}, 4), ({'top_k': 9}, 4),
+    ({'top_p': 0.39}, 1), ({'top_p': 0.41}, 2), ({'top_p': 0.69}, 2), ({'top_p': 0.71}, 3),
+    ({'top_p': 1.0}, 4), ({'top_p': 1e-9}, 1), ({'top_k': 2, 'top_p': 0.58}, 2),
+    ({'top_k': 2, 'top_p': 0.56}, 1),
+])
+def test_top_k_and_top_p_keep_the_likeliest_in_proportion(options, kept):
+    found = draws(LOGITS, **options).bincount(minlength=4) / 4000
+    expected = torch.tensor([p if i < kept else 0 for i, p in enumerate(PROBS)]) / sum(PROBS[:kept])
+    assert torch.allclose(found, expected, atol=0.03) and (found > 0).sum() == kept
+
+
+def test_top_k_keeps_k_of_equals():
+    assert len(set(draws([0.0] * 8, top_k=3).tolist())) == 3
+
+
+def test_temperature_scales_logits_and_zero_is_the_likeliest():
+    hot = draws(LOGITS, temperature=2.0).bincount(minlength=4) / 4000
+    expected = torch.tensor(PROBS).sqrt() / torch.tensor(PROBS).sqrt().sum()
+    assert torch.allclose(hot, expected, atol=0.03)
+    assert set(draws(LOGITS, temperature=0).tolist()) == {0}
+    assert set(draws(LOGITS, temperature=1e-30).tolist()) == {0}
+
+
+def test_the_same_seed_draws_the_same_text():
+    model, prompt = make(), some_ids(2, 4)
+    first, again, other = (
+        torch.stack(list(model.generate(prompt, 30, generator=torch.Generator().manual_seed(seed))))
+        for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)

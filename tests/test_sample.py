@@ -1,0 +1,99 @@
+"""Text out of a checkpoint: streamed, in batches, stopped, and refused."""
+
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY
+
+import sample
+import train
+from config import UserError
+from tokenizer import Tokenizer
+
+
+@pytest.fixture
+def trained(home, capsys):
+    train.main([*TINY, '--max_steps=40', '--learning_rate=1e-2', '--out_dir=run'])
+    capsys.readouterr()
+
+    def run(*argv):
+        sample.main(['--out_dir=run', '--device=cpu', *argv])
+        return capsys.readouterr().out
+    return run
+
+
+def test_a_sample_begins_with_its_prompt_and_repeats_with_its_seed(trained):
+    first = trained('--start=the quick', '--max_new_tokens=50')
+    assert first.startswith('the quick') and len(first) == 9 + 50 + 1
+    assert trained('--start=the quick', '--max_new_tokens=50') == first
+    assert trained('--start=the quick', '--max_new_tokens=50', '--seed=2') != first
+
+
+def test_greedy_samples_are_the_same_alone_and_in_a_batch(trained):
+    alone = trained('--start=fox', '--temperature=0', '--max_new_tokens=20')
+    batch = trained('--start=fox', '--temperature=0', '--max_new_tokens=20', '--num_samples=3')
+    assert batch == (alone + '---\n') * 3
+
+
+def test_prompts_come_from_files_and_the_standard_input(trained, home, monkeypatch):
+    (home / 'prompt.txt').write_bytes(b'lazy\ndogs')
+    assert trained('--start=FILE:prompt.txt', '--max_new_tokens=1').startswith('lazy\ndogs')
+    monkeypatch.setattr(sys, 'stdin', SimpleNamespace(buffer=io.BytesIO(b'over 3')))
+    assert trained('--start=-', '--max_new_tokens=1').startswith('over 3')
+    assert trained(r'--start=a\nb', '--max_new_tokens=0') == 'a\nb\n'
+
+
+def test_a_longer_prompt_than_the_context_is_said(home, capsys, trained):
+    sample.main(['--out_dir=run', '--device=cpu', '--start=' + 'the ' * 10, '--max_new_tokens=3'])
+    assert '40 tokens; the model sees the last 16' in capsys.readouterr().err
+
+
+def test_a_sample_goes_on_far_beyond_the_context(trained):
+    assert len(trained('--max_new_tokens=1000')) == 1001
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--temperature=-0.1'], 'temperature must be at least 0'), (['--top_k=0'], 'top_k must be'),
+    (['--top_p=0'], 'top_p must be'), (['--top_p=1.1'], 'top_p must be'),
+    (['--num_samples=0'], 'num_samples'), (['--start=Ä'], r"no character 'Ä' .*position 0"),
+    (['--start=FILE:nowhere.txt'], 'nowhere.txt'), (['--out_dir=nowhere'], 'no such checkpoint'),
+])
+def test_what_cannot_be_sampled_is_one_line(trained, argv, message):
+    with pytest.raises(UserError, match=message) as error:
+        trained(*argv)
+    assert '\n' not in str(error.value)
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(trained, home):
+    state = torch.load('run/best.pt', weights_only=True)
+    torch.save(state | {'tokenizer': None}, 'run/best.pt')
+    with pytest.raises(UserError, match='has no tokenizer'):
+        trained()
+
+
+@pytest.mark.parametrize('stop', ['b', 'ab', 'aab', 'é', 'xyz'])
+@pytest.mark.parametrize('text', ['', 'aab', 'aaaab', 'ééaabx', 'xyxyz', 'aa'])
+def test_the_text_ends_before_the_stop_and_no_part_of_it_is_shown(text, stop):
+    tokenizer = Tokenizer({'kind': 'byte'})
+    continuation, shown = sample.Continuation(tokenizer, stop), ''
+    for token in tokenizer.encode(text).tolist():
+        continuation.add(token)
+        shown += continuation.take()
+        assert text.split(stop)[0].startswith(shown)
+        if continuation.ended:
+            break
+    assert shown + continuation.rest() == text.split(stop)[0]
+    assert continuation.ended
+
+
+def test_without_a_stop_each_character_is_shown_as_it_comes():
+    tokenizer = Tokenizer({'kind': 'byte'})
+    continuation = sample.Continuation(tokenizer, None)
+    parts = []
+    for token in tokenizer.encode('aé').tolist():
+        continuation.add(token)
+        parts.append(continuation.take())
+    assert parts == ['a', '', 'é']

@@ -1,0 +1,392 @@
+"""The trainer: exact where it promises to be, and clear where it can't go on."""
+
+import dataclasses
+import json
+import math
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ENVIRONMENT, TINY
+
+import machine
+import prepare
+import run
+import train
+from config import UserError, parse
+from corpus import open_corpus
+from model import GPT
+from optim import make_optimizers, param_groups
+from tokenizer import Tokenizer
+
+CPU = machine.Machine(torch.device('cpu'))
+
+
+def weights(folder, name='ckpt.pt'):
+    return torch.load(folder / name, weights_only=True)['model']
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def options_of(*argv):
+    return parse(train.TrainConfig, [*TINY, *argv])[0]
+
+
+# --- schedule, optimizers, batches, evaluation ---------------------------------------------------
+
+def test_the_rate_rises_linearly_and_falls_as_a_cosine():
+    options = options_of('--learning_rate=1', '--min_lr=0.1', '--warmup_steps=10',
+                         '--max_steps=110')
+    rates = [train.rate(options, step, 0.0) for step in range(111)]
+    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert rates[10] == 1 and rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_without_max_steps_the_rate_follows_the_clock():
+    options = options_of('--max_seconds=100')
+    assert train.rate(options, 50, 0.0) == 1
+    assert train.rate(options, 50, 50.0) == pytest.approx(0.5)
+    assert train.rate(options, 10**6, 200.0) == pytest.approx(0)
+
+
+@pytest.mark.parametrize('given, limit', [
+    ([], 150), (['--max_steps=9'], math.inf), (['--max_seconds=7', '--max_steps=9'], 7)])
+def test_a_run_without_a_length_takes_150_seconds(given, limit):
+    assert train.time_limit(options_of(*given)) == limit
+
+
+@pytest.mark.parametrize('shape', [
+    [], ['--bias', '--norm_weight=True'], ['--tied=False'], ['--position=learned', '--mlp=swiglu'],
+    ['--n_layer=0']], ids=str)
+def test_each_parameter_has_one_optimizer_and_only_matrices_decay(shape):
+    options = options_of('--vocab_size=9', *shape)
+    model = GPT(options)
+    groups = param_groups(make_optimizers(model, options))
+    held = [id(p) for group in groups for p in group['params']]
+    assert sorted(held) == sorted(map(id, model.parameters()))
+    for group in groups:
+        assert {p.dim() >= 2 for p in group['params']} == {group['weight_decay'] > 0}
+
+
+@pytest.mark.parametrize('world, micro', [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2)])
+def test_a_step_takes_the_same_windows_for_any_processes_and_micro_batches(
+        home, monkeypatch, world, micro):
+    options = options_of('--vocab_size=40', '--batch_size=8')
+    tokens, taken = open_corpus('tiny')[0], []
+
+    def get_batch(tokens, first, count, *rest):
+        taken.extend(range(first, first + count))
+        return original(tokens, first, count, *rest)
+    original = train.get_batch
+    monkeypatch.setattr(train, 'get_batch', get_batch)
+    for rank in range(world):
+        model = GPT(options)
+        train.train_step(model, make_optimizers(model, options),
+                         torch.amp.GradScaler('cpu', enabled=False), tokens, options,
+                         dataclasses.replace(CPU, rank=rank, world=world),
+                         {'step': 3, 'sequences': 24}, micro)
+    assert taken == list(range(24, 32))
+
+
+@pytest.mark.parametrize('limit', [None, 16, 17, 50])
+@pytest.mark.parametrize('batch_size', [1, 3])
+def test_evaluation_covers_each_token_once(home, limit, batch_size):
+    _, tokens, meta = open_corpus('tiny')
+    tokenizer = Tokenizer(meta['tokenizer'])
+    lengths = torch.tensor([len(token) for token in tokenizer.token_bytes])
+    model = GPT(options_of(f'--vocab_size={meta["vocab_size"]}')).eval()
+    ids = torch.from_numpy(tokens.ids[:limit].astype('int64'))
+    nats = 0.0
+    for start in range(0, len(ids) - 1, 16):
+        window = ids[start:start + 17]
+        nats += sum(-model(window[None, :-1]).log_softmax(-1)[0, t, window[t + 1]].item()
+                    for t in range(len(window) - 1))
+    loss, bits = train.evaluate(model, tokens, batch_size, CPU, limit, lengths)
+    assert loss == pytest.approx(nats / (len(ids) - 1), abs=1e-5)
+    assert bits == pytest.approx(nats / math.log(2) / lengths[ids[1:]].sum().item(), abs=1e-5)
+
+
+# --- whole runs ----------------------------------------------------------------------------------
+
+def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
+    train.main([*TINY, '--max_steps=30', '--eval_interval=10', '--learning_rate=1e-2'])
+    folder, printed = home / 'out' / 'tiny', capsys.readouterr().out
+    records = run.read_log(folder)
+    assert [r['step'] for r in records] == list(range(1, 31))
+    assert [r['step'] for r in records if 'val_loss' in r] == [10, 20, 30]
+    assert records[-1]['tokens'] == 30 * 4 * 16
+    assert records[-1]['train_loss'] < records[0]['train_loss']
+    assert {'train_loss', 'lr', 'grad_norm', 'tokens_per_second', 'seconds'} <= records[5].keys()
+    assert records[-1]['bits_per_byte'] == pytest.approx(records[-1]['val_loss'] / math.log(2))
+    state = torch.load(folder / 'ckpt.pt', weights_only=True)
+    assert state.keys() == {'model', 'optimizers', 'scaler', 'step', 'sequences', 'seconds',
+                            'best_loss', 'config', 'tokenizer'}
+    assert (state['step'], state['sequences']) == (30, 120)
+    assert state['best_loss'] == min(r['val_loss'] for r in records if 'val_loss' in r)
+    assert state['config']['device'] == 'cpu' and state['config']['n_kv_head'] == 2
+    assert 'optimizers' not in torch.load(folder / 'best.pt', weights_only=True)
+    assert (folder / 'loss.png').read_bytes().startswith(b'\x89PNG')
+    assert re.search(r'best validation loss: \d\.\d{4}', printed)
+    assert 'sample.py --out_dir=out/tiny' in printed and '0:00 left' in printed
+
+
+@pytest.mark.parametrize('more', [['--dropout=0.2'], ['--dropout=0.2', '--micro_batch_size=2'],
+                                  ['--dtype=bfloat16']], ids=str)
+def test_a_resumed_run_has_bit_for_bit_the_weights_of_an_uninterrupted_one(home, monkeypatch, more):
+    argv = [*TINY, '--max_steps=12', '--eval_interval=5', '--log_interval=1', *more]
+    train.main([*argv, '--out_dir=whole'])
+    clock = iter(range(1000))
+    with monkeypatch.context() as patch:  # each look at the clock is a second later
+        patch.setattr(train.time, 'perf_counter', lambda: next(clock))
+        train.main([*argv, '--out_dir=parts', '--max_seconds=20'])
+    stopped = torch.load('parts/ckpt.pt', weights_only=True)['step']
+    assert 0 < stopped < 12
+    train.main(['--out_dir=parts', '--resume=True', '--max_seconds=None'])
+    assert equal(weights(home / 'whole'), weights(home / 'parts'))
+    whole, parts = run.read_log(home / 'whole'), run.read_log(home / 'parts')
+    assert ([(r['step'], r['train_loss']) for r in whole]
+            == [(r['step'], r['train_loss']) for r in parts])
+
+
+def test_evaluating_and_sampling_do_not_touch_training(home):
+    train.main([*TINY, '--max_steps=10', '--dropout=0.2', '--out_dir=often', '--eval_interval=1'])
+    train.main([*TINY, '--max_steps=10', '--dropout=0.2', '--out_dir=once'])
+    assert equal(weights(home / 'often'), weights(home / 'once'))
+
+
+def test_micro_batches_change_the_weights_by_rounding_only(home):
+    train.main([*TINY, '--max_steps=5', '--out_dir=one'])
+    train.main([*TINY, '--max_steps=5', '--out_dir=four', '--micro_batch_size=1'])
+    one, four = weights(home / 'one'), weights(home / 'four')
+    assert all(torch.allclose(one[name], four[name], atol=1e-5) for name in one)
+
+
+def test_a_longer_log_than_the_checkpoint_is_cut_on_resume(home):
+    train.main([*TINY, '--max_steps=4'])
+    folder = home / 'out' / 'tiny'
+    with open(folder / 'log.jsonl', 'a') as log:
+        log.write('{"step": 5, "tokens": 320, "train_loss": 9.0}\n{"step": 6, "tok')
+    train.main([*TINY, '--max_steps=6', '--resume=True'])
+    assert [r['step'] for r in run.read_log(folder)] == [1, 2, 3, 4, 5, 6]
+    assert all(r['train_loss'] != 9.0 for r in run.read_log(folder))
+
+
+def test_resume_starts_where_nothing_is_and_ends_where_all_is_done(home, capsys):
+    train.main([*TINY, '--max_steps=3', '--resume=True'])
+    before = (home / 'out/tiny/ckpt.pt').read_bytes()
+    train.main([*TINY, '--max_steps=3', '--resume=True'])
+    assert 'ended at step 3' in capsys.readouterr().out
+    assert (home / 'out/tiny/ckpt.pt').read_bytes() == before
+
+
+def test_a_fresh_run_moves_the_old_one_out_of_the_way(home, capsys):
+    for _ in range(3):
+        train.main([*TINY, '--max_steps=2'])
+    assert sorted(p.name for p in (home / 'out').iterdir()) == ['tiny', 'tiny.1', 'tiny.2']
+    assert 'tiny.2' in capsys.readouterr().out
+
+
+def test_resume_names_each_option_that_contradicts(home):
+    train.main([*TINY, '--max_steps=2'])
+    with pytest.raises(UserError, match=r'n_layer=3 \(there it is 2\), seed=5 \(there it is 1337\)'):
+        train.main([*TINY, '--resume=True', '--n_layer=3', '--seed=5', '--max_steps=4'])
+
+
+def test_resume_takes_new_rates_and_keeps_other_options(home):
+    train.main([*TINY, '--max_steps=2', '--weight_decay=0.3'])
+    train.main(['--dataset=tiny', '--resume=True', '--max_steps=4', '--learning_rate=1e-4'])
+    state = torch.load('out/tiny/ckpt.pt', weights_only=True)
+    group = state['optimizers'][0]['param_groups'][0]
+    assert state['step'] == 4 and state['config']['weight_decay'] == 0.3
+    assert (group['peak_lr'], group['weight_decay']) == (1e-4, 0.3)
+
+
+def test_init_from_takes_weights_and_shape_and_may_shorten_the_context(home):
+    train.main([*TINY, '--max_steps=2', '--position=learned', '--out_dir=first'])
+    train.main(['--dataset=tiny', '--init_from=first', '--out_dir=second', '--max_steps=1',
+                '--dropout=0.1', '--learning_rate=1e-30', '--weight_decay=0', '--block_size=8',
+                '--device=cpu'])
+    first, second = weights(home / 'first', 'best.pt'), weights(home / 'second')
+    assert torch.equal(first.pop('wpe.weight')[:8], second.pop('wpe.weight'))
+    assert equal(first, second)
+    for argv, message in (([*TINY, '--n_embd=32'], 'n_embd=32'),
+                          (['--block_size=99'], 'block_size=99')):
+        with pytest.raises(UserError, match=message):
+            train.main([*argv, '--init_from=first', '--max_steps=1'])
+
+
+def test_init_from_refuses_another_tokenizer_with_both_names(home):
+    train.main([*TINY, '--max_steps=1', '--out_dir=first'])
+    prepare.main(['--input=tiny.txt', '--tokenizer=byte', '--name=bytes'])
+    with pytest.raises(UserError, match='bytes, those of the checkpoint .* characters'):
+        train.main(['--dataset=bytes', '--init_from=first', '--max_steps=1'])
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--n_embd=15'], 'n_embd=15 is not divisible by n_head=2'),
+    (['--batch_size=6', '--micro_batch_size=4'], r'batch_size=6 is not divisible by 1 .* x 4'),
+    (['--block_size=9000'], 'too short for block_size=9000'),
+    (['--dataset=nothing'], 'no data set or recipe is called nothing'),
+    (['--init_from=nowhere'], 'nowhere: there is no such checkpoint'),
+    (['--init_from=resume'], '--resume=True'),
+    (['--init_from=tiny.txt'], 'tiny.txt is no whole checkpoint'),
+    (['--dtype=float16'], 'float16 does not work on a CPU'),
+    (['--device=cuda:7'], 'device=cuda:7 does not work here'),
+    (['--device=tpu'], 'device=tpu does not work here'),
+    (['--vocab_size=5'], 'vocab_size=5 is below'), (['--learning_rate=0'], 'learning_rate'),
+    (['--eval_interval=0'], 'eval_interval'), (['--seed=-1'], 'seed'),
+])
+def test_what_cannot_be_trained_is_one_line(home, argv, message):
+    with pytest.raises(UserError, match=message) as error:
+        train.main([*TINY, '--max_steps=1', *argv])
+    assert '\n' not in str(error.value)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(home):
+    train.main([*TINY, '--max_steps=2'])
+    with pytest.raises(UserError, match=r'step \d.*norm nan.*1\.0e\+30.*ckpt.pt \(step 2\)'):
+        train.main([*TINY, '--max_steps=9', '--resume=True', '--learning_rate=1e30',
+                    '--min_lr=1e30', '--warmup_steps=0', '--grad_clip=0'])
+    assert torch.load('out/tiny/ckpt.pt', weights_only=True)['step'] == 2
+
+
+def test_a_compiler_that_fails_is_named_or_with_auto_passed_over(monkeypatch, capsys):
+    def broken(function):
+        raise RuntimeError('no C++ compiler')
+    monkeypatch.setattr(torch, 'compile', broken)
+    with pytest.raises(UserError, match='no C\\+\\+ compiler'):
+        machine.choose_compile(True, torch.device('cpu'))
+    monkeypatch.setattr(torch, 'zeros', lambda *shape, device: None)
+    assert machine.choose_compile('auto', torch.device('cuda')) is False
+    assert 'no C++ compiler' in capsys.readouterr().out
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+def test_a_save_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / 'ckpt.pt'
+    run.save({'step': 1}, path)
+
+    def full(state, file):
+        file.write(b'half')
+        raise RuntimeError('PytorchStreamWriter failed writing file data/1\nmore')
+    monkeypatch.setattr(torch, 'save', full)
+    with pytest.raises(UserError, match='could not be saved: PytorchStreamWriter.*untouched'):
+        run.save({'step': 2}, path)
+    assert torch.load(path, weights_only=True) == {'step': 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_cut_or_foreign_checkpoint_is_refused(home):
+    train.main([*TINY, '--max_steps=1'])
+    whole = (home / 'out/tiny/ckpt.pt').read_bytes()
+    for content, message in ((whole[:len(whole) // 2], 'no whole checkpoint'), (b'', 'no whole'),
+                             (b'hello', 'no whole')):
+        (home / 'some.pt').write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            run.load('some.pt')
+    torch.save({'weights': 1}, 'some.pt')
+    with pytest.raises(UserError, match='not a checkpoint of train.py'):
+        run.load('some.pt')
+
+
+def test_a_checkpoint_with_code_is_not_run(home):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(home / 'evil'),)
+    (home / 'some.pt').write_bytes(pickle.dumps({'model': Evil(), 'config': {}, 'tokenizer': None}))
+    with pytest.raises(UserError, match='no whole checkpoint'):
+        run.load('some.pt')
+    assert not (home / 'evil').exists()
+
+
+# --- as processes --------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def prepared(checkout, tmp_path_factory):
+    """The copied scripts with the tiny corpus: a function that starts one of them."""
+    def start(script, *argv, **options):
+        return subprocess.Popen([sys.executable, script, *argv], cwd=checkout, text=True,
+                                env=ENVIRONMENT, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, **options)
+    process = start('prepare.py', '--input=tiny.txt', '--tokenizer=char', '--name=tiny')
+    assert process.wait() == 0, process.stderr.read()
+    return start
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_after_the_step_and_the_run_goes_on_exactly(prepared, checkout, number):
+    argv = [*TINY, '--max_steps=400', '--log_interval=1', '--eval_interval=1000', '--dropout=0.1']
+    name = f'{number.name}'
+    process = prepared('train.py', *argv, f'--out_dir={name}')
+    while 'step 5 ' not in process.stdout.readline():
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and f'stopped by {number.name}' in out, err
+    stopped = torch.load(checkout / name / 'ckpt.pt', weights_only=True)['step']
+    assert 5 <= stopped < 400
+    for more in ([f'--out_dir={name}', '--resume=True'], ['--out_dir=whole']):
+        process = prepared('train.py', *argv, *more)
+        assert process.wait(timeout=60) == 0, process.stderr.read()
+    assert equal(weights(checkout / name), weights(checkout / 'whole'))
+
+
+def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(prepared, checkout):
+    argv = [*TINY, '--max_steps=100000', '--eval_interval=2', '--log_interval=1', '--out_dir=killed']
+    process = prepared('train.py', *argv)
+    path = checkout / 'killed' / 'ckpt.pt'
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    (checkout / 'killed' / 'ckpt.pt.tmp').write_bytes(b'cut short')
+    step = run.load(path)['step']
+    process = prepared('train.py', *argv, '--resume=True', f'--max_steps={step + 3}')
+    assert process.wait(timeout=60) == 0, process.stderr.read()
+    assert run.load(path)['step'] == step + 3
+
+
+def test_two_processes_train_what_one_does(prepared, checkout):
+    argv = [*TINY, '--max_steps=6', '--eval_interval=3', '--log_interval=1']
+    process = prepared('train.py', *argv, '--out_dir=one')
+    assert process.wait(timeout=60) == 0, process.stderr.read()
+    process = prepared('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+                       'train.py', *argv, '--out_dir=two', '--micro_batch_size=1')
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.count('best validation loss') == 1 and 'Warning' not in err.replace('OMP', '')
+    one, two = weights(checkout / 'one'), weights(checkout / 'two')
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    for a, b in zip(run.read_log(checkout / 'one'), run.read_log(checkout / 'two'), strict=True):
+        assert a['train_loss'] == pytest.approx(b['train_loss'], abs=1e-5)
+        assert a.get('val_loss') == pytest.approx(b.get('val_loss'), abs=1e-4)
+
+
+def test_an_error_of_all_processes_is_printed_once(prepared):
+    process = prepared('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+                       'train.py', *TINY, '--batch_size=3')
+    out, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and err.count('error: batch_size=3 is not divisible by 2') == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(prepared, checkout):
+    (checkout / 'file').write_text('')
+    process = prepared('train.py', *TINY, '--max_steps=1', '--out_dir=file/run')
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and err.startswith('error: ') and err.count('\n') == 1
+
+
+def test_json_lines_are_json(home):
+    train.main([*TINY, '--max_steps=3'])
+    for line in (home / 'out/tiny/log.jsonl').read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))

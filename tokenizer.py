@@ -1,0 +1,116 @@
+"""Characters, bytes and byte-pair encodings: text to token ids and back.
+
+A tokenizer is described by a plain dict, the same in meta.json and in checkpoints:
+
+    {'kind': 'char', 'chars': ' !abc'}    one id a character, in this order
+    {'kind': 'byte'}                      the 256 bytes of UTF-8
+    {'kind': 'bpe', 'name': 'gpt2', 'pattern': ..., 'ranks': ..., 'special': {'<|end...': 50256}}
+
+where ranks is the text of a .tiktoken file: a line for each token, its bytes in base64 and its id.
+So a checkpoint needs nothing but itself to be sampled. For example:
+
+    >>> tokenizer = Tokenizer({'kind': 'char', 'chars': 'abc'})
+    >>> tokenizer.encode('cab').tolist(), tokenizer.decode([2, 0, 1])
+    ([2, 0, 1], 'cab')
+"""
+
+import base64
+import codecs
+
+import numpy as np
+
+from config import UserError
+
+
+class Tokenizer:
+    """encode and decode for the tokenizer that the dict `spec` describes.
+
+    vocab_size: the number of ids. token_bytes: the UTF-8 bytes of each id (list of bytes).
+    start: the id a text without a prompt begins with.
+    """
+
+    def __init__(self, spec):
+        self.spec, self.kind = spec, spec['kind']
+        if self.kind == 'char':
+            codes = np.frombuffer(spec['chars'].encode('utf-32-le'), np.uint32)
+            self.ids = np.full(codes.max(initial=0) + 2, -1, np.int32)  # by code point
+            self.ids[codes] = np.arange(len(codes))
+            self.token_bytes = [char.encode() for char in spec['chars']]
+        elif self.kind == 'byte':
+            self.token_bytes = [bytes([byte]) for byte in range(256)]
+        elif self.kind == 'bpe':
+            self.encoding, self.token_bytes = bpe(spec)
+        else:
+            raise UserError(f'unknown kind of tokenizer: {self.kind!r}')
+        self.vocab_size = len(self.token_bytes)
+        starts = [token for token in (b'<|endoftext|>', b'\n') if token in self.token_bytes]
+        self.start = self.token_bytes.index(starts[0]) if starts else 0
+
+    def encode(self, text):
+        """The ids of a text, a numpy array of integers (N,); special tokens in it are plain text.
+
+        Raises UserError for a character that a character vocabulary lacks.
+        """
+        if self.kind == 'bpe':
+            return np.array(self.encoding.encode_ordinary(text), np.uint32)
+        if self.kind == 'byte':
+            return np.frombuffer(text.encode(), np.uint8)
+        codes = np.frombuffer(text.encode('utf-32-le'), np.uint32)
+        ids = self.ids[np.minimum(codes, len(self.ids) - 1)]
+        if ids.min(initial=0) < 0:
+            at = int(ids.argmin())
+            raise UserError(f'the vocabulary has no character {text[at]!r} (U+{ord(text[at]):04X}, '
+                            f'at position {at} of the text)')
+        return ids
+
+    def decode(self, ids):
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        return b''.join(self.token_bytes[i] for i in ids).decode(errors='replace')
+
+    def stream(self):
+        """A function from one id after another to the text that is complete with it, maybe ''."""
+        decoder = codecs.getincrementaldecoder('utf-8')('replace')
+        return lambda i: decoder.decode(self.token_bytes[i])
+
+
+def name_of(spec):
+    """What a person calls the tokenizer of this dict, or of None."""
+    if spec is None:
+        return 'an unknown tokenizer'
+    if spec['kind'] == 'char':
+        return f'{len(spec["chars"])} characters'
+    return spec.get('name', 'bytes')
+
+
+def bpe(spec):
+    """(encoding, token_bytes): tiktoken's encoder for the dict, and the bytes of each id."""
+    import tiktoken
+    lines = (line.split() for line in spec['ranks'].splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    encoding = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
+                                 special_tokens=spec['special'])
+    token_bytes = [b''] * encoding.n_vocab  # an id that no token has stays empty
+    for token, rank in ranks.items():
+        token_bytes[rank] = token
+    for text, rank in spec['special'].items():
+        token_bytes[rank] = text.encode()
+    return encoding, token_bytes
+
+
+def tiktoken_spec(name):
+    """The dict of tiktoken's encoding `name`, which it downloads once, or finds in its cache."""
+    import tiktoken
+    if name not in tiktoken.list_encoding_names():
+        choices = ', '.join(['char', 'byte', *tiktoken.list_encoding_names()])
+        raise UserError(f'no tokenizer {name!r}; there are {choices}')
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except Exception as error:  # whatever the network, the cache's folder or a cut file bring
+        raise UserError(
+            f'tiktoken could not get the vocabulary of {name} ({type(error).__name__}); connect '
+            'once, or set TIKTOKEN_CACHE_DIR to a folder that has it; --tokenizer=byte and '
+            '--tokenizer=char need no download') from None
+    ranks = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
+    text = '\n'.join(f'{base64.b64encode(token).decode()} {rank}' for token, rank in ranks)
+    return {'kind': 'bpe', 'name': name, 'pattern': encoding._pat_str, 'ranks': text,
+            'special': dict(encoding._special_tokens)}

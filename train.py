@@ -1,0 +1,386 @@
+"""Train a GPT: token files in; checkpoints, a log and a loss curve out.
+
+    python train.py
+    python train.py config/shakespeare_char.py --max_seconds=60
+    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py
+"""
+
+import dataclasses
+import math
+import os
+import signal
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import config
+from config import UserError
+from corpus import key, open_corpus, window_starts
+from machine import open_machine, stop_signals
+from model import GPT, GPTConfig
+from optim import load_states, make_optimizers, param_groups
+from prepare import progress_bar
+from run import SHAPE, inherit, load, open_folder, plot, save_run, start_wandb, write_log
+from tokenizer import Tokenizer, name_of
+
+
+@dataclass
+class TrainConfig(GPTConfig):
+    """What to train, on what, for how long."""
+    dataset: str = 'stdlib'  # data/NAME/, or the recipe data/NAME.py that makes it
+    out_dir: str | None = None  # for checkpoints, log.jsonl and loss.png; None: out/DATASET
+    init_from: str | None = None  # start from the weights of this checkpoint, a folder or a file
+    resume: bool = False  # go on from out_dir's ckpt.pt, or start where there is none
+    seed: int = 1337  # decides the weights, the order of the data and the dropout
+    device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
+    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of the matrix products
+    compile: bool | Literal['auto'] = 'auto'  # torch.compile; auto: on CUDA, where it works
+    batch_size: int = 16  # sequences in one optimizer step, over all devices
+    micro_batch_size: int | None = None  # sequences in one forward pass of one device; None: all
+    learning_rate: float = 2e-3  # the peak
+    min_lr: float = 0.0  # where the cosine ends
+    warmup_steps: int = 50  # steps in which the rate rises from 0
+    weight_decay: float = 0.1  # of matrices; norms and biases have none
+    beta1: float = 0.9  # AdamW's memory of the gradient
+    beta2: float = 0.99  # AdamW's memory of its square
+    grad_clip: float = 1.0  # the longest gradient; 0: any length
+    max_steps: int | None = None  # the length of the run, which the schedule follows
+    max_seconds: float | None = None  # the length without max_steps; None: 150 then, else no limit
+    eval_interval: int = 250  # steps between evaluations, each with a sample and a checkpoint
+    eval_tokens: int | None = None  # evaluate on the first so many of val.bin; None: on all
+    log_interval: int = 25  # steps between lines of progress
+    wandb_project: str | None = None  # log to this project of Weights & Biases too
+
+
+def main(argv):
+    options, given = config.parse(TrainConfig, argv)
+    options, state = starting_point(options, given)
+    with open_machine(options) as machine, stop_signals() as signals:
+        return train(options, state, machine, signals)
+
+
+# --- what to train -------------------------------------------------------------------------------
+
+def starting_point(options, given):
+    """(options, checkpoint): what --resume or --init_from start from, or else (options, None)."""
+    path = folder_of(options) / 'ckpt.pt'
+    if options.resume and path.exists():
+        state = load(path)
+        fixed = [*SHAPE, 'dataset', 'seed', 'batch_size']
+        return inherit(options, given, state['config'], fixed, vars(options)), state
+    if options.init_from is None:
+        return options, None
+    if options.init_from in ('scratch', 'resume'):
+        raise UserError(f'init_from={options.init_from}: a run starts from scratch unless told '
+                        'otherwise, and --resume=True goes on with one')
+    state = load(options.init_from)
+    largest = state['config']['block_size']
+    if (given.get('block_size') or 0) > largest:
+        raise UserError(f'block_size={options.block_size} is above the checkpoint\'s {largest}')
+    fixed = [name for name in SHAPE if name != 'block_size']
+    return inherit(options, given, state['config'], fixed, SHAPE), state | {'optimizers': None}
+
+
+def folder_of(options):
+    if options.out_dir is None:
+        return config.ROOT / 'out' / options.dataset
+    return Path(options.out_dir).expanduser()
+
+
+def time_limit(options):
+    """The seconds after which the run stops."""
+    if options.max_seconds is not None:
+        return options.max_seconds
+    return 150 if options.max_steps is None else math.inf
+
+
+def micro_batch(options, train_tokens, val_tokens, world):
+    """How many sequences a process takes in one pass; UserError for what can't be trained."""
+    for name, least in (('seed', 0), ('batch_size', 1), ('eval_interval', 1), ('log_interval', 1)):
+        if getattr(options, name) < least:
+            raise UserError(f'{name} must be at least {least}, not {getattr(options, name)}')
+    if options.learning_rate <= 0:
+        raise UserError(f'learning_rate must be above 0, not {options.learning_rate}')
+    if len(train_tokens) < 2 * options.block_size or len(val_tokens) < 2:
+        raise UserError(f'{options.dataset} is too short for block_size={options.block_size}: it '
+                        f'has {len(train_tokens):,} of {2 * options.block_size:,} tokens for '
+                        f'training and {len(val_tokens):,} of 2 for validation')
+    micro = options.micro_batch_size or max(1, options.batch_size // world)
+    if micro < 1 or options.batch_size % (world * micro):
+        raise UserError(f'batch_size={options.batch_size} is not divisible by {world} (processes) '
+                        f'x {micro} (micro_batch_size)')
+    return micro
+
+
+def make_model(options, state, meta):
+    """(model, options): the model on the CPU, with the weights of the checkpoint `state` if there
+    is one, and the options with its shape resolved."""
+    if state and state['tokenizer'] != meta['tokenizer']:
+        raise UserError(f'the tokens of {options.dataset} are {name_of(meta["tokenizer"])}, those '
+                        f'of the checkpoint {name_of(state["tokenizer"])}')
+    size = options.vocab_size or meta['vocab_size']
+    if size < meta['vocab_size']:
+        raise UserError(f'vocab_size={size} is below the {meta["vocab_size"]} of {options.dataset}')
+    torch.manual_seed(options.seed)
+    try:
+        model = GPT(dataclasses.replace(options, vocab_size=size))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if state:
+        if 'wpe.weight' in state['model']:  # init_from may shorten the context
+            state['model']['wpe.weight'] = state['model']['wpe.weight'][:options.block_size]
+        model.load_state_dict(state['model'])
+    return model, model.config
+
+
+# --- schedule, batches, evaluation ---------------------------------------------------------------
+
+def rate(options, step, seconds):
+    """The learning rate after `step` steps and `seconds`, as a share of its peak: a linear warmup,
+    then a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983) along max_steps or max_seconds."""
+    if step < options.warmup_steps:
+        return (step + 1) / (options.warmup_steps + 1)
+    if options.max_steps is None:
+        progress = seconds / time_limit(options)
+    else:
+        progress = (step - options.warmup_steps) / max(1, options.max_steps - options.warmup_steps)
+    floor = options.min_lr / options.learning_rate
+    return floor + (1 - floor) * (1 + math.cos(math.pi * min(1, progress))) / 2
+
+
+def get_batch(tokens, first, count, options, device):
+    """Inputs and targets, each (count, T), of the training windows from number `first` on."""
+    T = options.block_size
+    starts = window_starts(np.arange(first, first + count), len(tokens), T, options.seed)
+    windows = tokens.windows(starts, T + 1)
+    if device.type == 'cuda':
+        windows = windows.pin_memory()
+    windows = windows.to(device, non_blocking=True)
+    return windows[:, :-1], windows[:, 1:]
+
+
+@torch.no_grad()
+def evaluate(model, tokens, batch_size, machine, limit=None, token_bytes=None):
+    """(loss, bits): nats per token and bits per byte over the first `limit` tokens (None: all).
+
+    They are cut into windows that don't overlap, the last one shorter, whose batches are dealt to
+    the processes. token_bytes: the length of each id's bytes, (V,); None: bits is None.
+    """
+    T = model.config.block_size
+    last = min(len(tokens), limit or len(tokens)) - 1  # so many tokens have one before them
+    starts = np.arange(0, last - T + 1, T)
+    batches = [(starts[i:i + batch_size], T) for i in range(0, len(starts), batch_size)]
+    batches += [(np.array([last - last % T]), last % T)] if last % T else []
+    sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
+    model.eval()
+    for starts, length in batches[machine.rank::machine.world]:
+        windows = tokens.windows(starts, length + 1)
+        x, y = windows[:, :-1].to(machine.device), windows[:, 1:]
+        with machine.autocast():
+            loss = model.forward(x, y.to(machine.device)).item()
+        n_bytes = 0 if token_bytes is None else token_bytes[y].sum()
+        sums += torch.tensor([loss * y.numel(), y.numel(), n_bytes], dtype=torch.float64)
+    model.train()
+    if machine.world > 1:
+        dist.all_reduce(sums)
+    nats, count, n_bytes = sums.tolist()
+    return nats / count, nats / math.log(2) / n_bytes if n_bytes else None
+
+
+def sample(model, tokenizer, seed):
+    """200 tokens of the model's, as indented text, drawn with a randomness of their own."""
+    device = model.wte.weight.device
+    start = torch.tensor([[tokenizer.start]], device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    model.eval()
+    tokens = model.generate(start, 200, vocab_size=tokenizer.vocab_size, generator=generator)
+    text = tokenizer.decode([token.item() for token in tokens])
+    model.train()
+    return textwrap.indent(text, '    ')
+
+
+# --- the run -------------------------------------------------------------------------------------
+
+def agree(seconds, stopping, machine):
+    """Rank 0's clock, and whether any process was told to stop, without waiting for the GPU."""
+    if machine.world > 1:
+        flags = torch.tensor([0.0 if machine.rank else seconds, stopping], dtype=torch.float64)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        seconds, stopping = flags.tolist()
+    return seconds, bool(stopping)
+
+
+def restore(state, optimizers, scaler):
+    """The progress of a run: that of the checkpoint, whose moments are loaded, or of a new one."""
+    if not state or not state['optimizers']:
+        return {'step': 0, 'sequences': 0, 'seconds': 0.0, 'best_loss': math.inf}
+    load_states(optimizers, state['optimizers'])
+    scaler.load_state_dict(state['scaler'])
+    return {name: state[name] for name in ('step', 'sequences', 'seconds', 'best_loss')}
+
+
+def summarize(pending, scaler, folder, machine):
+    """The log's records of the `pending` steps, whose losses and gradient norms are on the device;
+    a loss becomes the processes' mean. UserError where one is not finite (a scaler skips norms)."""
+    values = torch.stack([record.pop('values') for record in pending]).double().cpu()  # (steps, 2)
+    if machine.world > 1:
+        dist.all_reduce(values)
+    for record, (loss, norm) in zip(pending, (values / machine.world).tolist(), strict=True):
+        if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):
+            path = folder / 'ckpt.pt'
+            good = f'{path} (step {load(path)["step"]})' if path.exists() else 'none'
+            raise UserError(f'step {record["step"]}: loss {loss}, gradient norm {norm} at learning '
+                            f'rate {record["lr"]:.1e}; the last good checkpoint: {good}')
+        record |= {'train_loss': loss, 'grad_norm': norm if math.isfinite(norm) else None}
+    return pending
+
+
+def show(record, options, bar):
+    """The progress of the run, in the bar or as a line."""
+    step, seconds = record['step'], record['seconds']
+    left = time_limit(options) - seconds
+    if options.max_steps is not None:
+        left = min(left, (options.max_steps - step) * seconds / step)
+    text = (f'step {step:,}  loss {record["train_loss"]:.4f}  lr {record["lr"]:.1e}  '
+            f'{record["tokens_per_second"]:,} tokens/s  {int(left) // 60}:{int(left) % 60:02} left')
+    if bar is None:
+        print(text, flush=True)
+    else:
+        bar.n = step if options.max_steps is not None else min(int(seconds), bar.total)
+        bar.set_postfix_str(text)
+
+
+def train_step(runner, optimizers, scaler, tokens, options, machine, at, micro):
+    """One optimizer step; returns its loss and gradient norm, (2,), still on the device."""
+    micro_steps = options.batch_size // (machine.world * micro)
+    total = torch.zeros((), device=machine.device)
+    for i in range(micro_steps):
+        first = at['sequences'] + (machine.rank * micro_steps + i) * micro
+        x, y = get_batch(tokens, first, micro, options, machine.device)
+        if options.dropout:
+            torch.manual_seed(int(key(options.seed, at['step'], i, machine.rank)[0] >> 1))
+        runner.require_backward_grad_sync = i == micro_steps - 1  # DDP's
+        with machine.autocast():
+            loss = runner(x, y) / micro_steps
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(runner.parameters(), options.grad_clip or math.inf)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+        optimizer.zero_grad()
+    scaler.update()
+    return torch.stack((total, norm))
+
+
+def train(options, state, machine, signals):
+    """The run, from its first step or its checkpoint's to its end; returns the exit code."""
+    train_tokens, val_tokens, meta = open_corpus(options.dataset)
+    micro = micro_batch(options, train_tokens, val_tokens, machine.world)
+    tokenizer = Tokenizer(meta['tokenizer']) if meta['tokenizer'] else None
+    token_bytes = tokenizer and torch.tensor([len(token) for token in tokenizer.token_bytes])
+    model, options = make_model(options, state, meta)
+    optimizers = make_optimizers(model.to(machine.device), options)
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
+    at = restore(state, optimizers, scaler)  # step, sequences, seconds, best_loss
+    folder, limit = folder_of(options), time_limit(options)
+    if at['step'] == options.max_steps or at['seconds'] >= limit:
+        name = 'max_steps' if at['step'] == options.max_steps else 'max_seconds'
+        print(f'{folder} ended at step {at["step"]:,}, after {at["seconds"]:.0f} s; '
+              f'raise {name} to go on')
+        return 0
+    if machine.rank == 0:
+        open_folder(folder, options.resume, at['step'])
+    tracker = start_wandb(options, folder) if options.wandb_project and machine.rank == 0 else None
+    runner = model
+    if machine.world > 1:  # RoPE's table is the same in all processes and never changes
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ['rope'])
+        runner = DistributedDataParallel(model)
+    if machine.compiled:
+        runner.compile()
+    print(f'{sum(p.numel() for p in model.parameters()):,} parameters on {options.dataset} '
+          f'({len(train_tokens):,} tokens), {options.batch_size} x {options.block_size} tokens a '
+          f'step, {micro} sequences at once; {machine}', flush=True)
+
+    pending, first = [], at['step']
+    begin, logged = time.perf_counter() - at['seconds'], at['seconds']
+    with progress_bar(machine.rank == 0, total=options.max_steps or limit,
+                      bar_format='{percentage:3.0f}% |{bar}| {postfix}') as bar:
+        say = bar.write if bar is not None else print
+        while True:
+            at['seconds'], stopping = agree(time.perf_counter() - begin, bool(signals), machine)
+            step = at['step']
+            done = step == options.max_steps or at['seconds'] >= limit
+            evaluating = done or step > first and step % options.eval_interval == 0
+            saving = evaluating or stopping
+            if pending and (saving or step % options.log_interval == 0 or step == first + 1):
+                records, pending = summarize(pending, scaler, folder, machine), []
+                seconds = time.perf_counter() - begin - logged
+                speed = round(len(records) * options.batch_size * options.block_size / seconds)
+                for record in records:
+                    record['tokens_per_second'] = speed
+                show(records[-1], options, bar)
+                best = False
+                if evaluating:
+                    loss, bits = evaluate(model, val_tokens, micro, machine, options.eval_tokens,
+                                          token_bytes)
+                    records[-1] |= {'val_loss': loss, 'bits_per_byte': bits}
+                    best = loss < at['best_loss']
+                    at |= {'best_loss': min(loss, at['best_loss']),
+                           'seconds': time.perf_counter() - begin}
+                    if machine.rank == 0 and tokenizer:
+                        say(sample(model, tokenizer, options.seed + step))
+                    say(f'step {step:,}: validation loss {loss:.4f}'
+                        + (f', {bits:.4f} bits per byte' if bits else ''))
+                if machine.rank == 0:
+                    write_log(folder, records, tracker)
+                if machine.rank == 0 and saving:
+                    save_run(folder, best, optimizers, scaler, {
+                        'model': model.state_dict(), **at, 'config': dataclasses.asdict(options),
+                        'tokenizer': meta['tokenizer']})
+                    plot(folder)
+                logged = time.perf_counter() - begin
+            if done or stopping:
+                break
+            factor = rate(options, step, at['seconds'])
+            for group in param_groups(optimizers):
+                group['lr'] = group['peak_lr'] * factor
+            values = train_step(runner, optimizers, scaler, train_tokens, options, machine, at,
+                                micro)
+            at |= {'step': step + 1, 'sequences': at['sequences'] + options.batch_size}
+            pending.append({'step': step + 1, 'tokens': at['sequences'] * options.block_size,
+                            'lr': options.learning_rate * factor, 'values': values,
+                            'seconds': time.perf_counter() - begin})
+    if tracker:
+        tracker.finish()
+    farewell(folder, options, at, signals)
+    return 128 + signals[0] if signals else 0
+
+
+def farewell(folder, options, at, signals):
+    """What became of the run, and what to do with it."""
+    if signals:
+        print(f'stopped by {signal.Signals(signals[0]).name} after step {at["step"]:,}; '
+              'to go on: --resume=True')
+    elif options.max_steps not in (None, at['step']):
+        print(f'stopped by max_seconds at step {at["step"]:,} of {options.max_steps:,}; '
+              'to go on: --resume=True with more of them')
+    folder = config.short(folder)
+    if at['best_loss'] < math.inf:
+        print(f'best validation loss: {at["best_loss"]:.4f}, in {folder}/best.pt')
+    drawn = os.path.exists(f'{folder}/loss.png')
+    picture = f'{folder}/loss.png' if drawn else 'none (pip install matplotlib)'
+    print(f'the curve: {picture}; for more samples:\n'
+          f'python {config.short(config.ROOT / "sample.py")} --out_dir={folder}')
+
+
+if __name__ == '__main__':
+    config.run(main)
