@@ -98,6 +98,29 @@ def rotate(x, rope):
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+def attend(q, k, v, dropout=0.0):
+    """softmax(q k' / sqrt(D)) v for q (B, H, T, D), k and v (B, K, S, D), the fastest way; the last
+    query sees all S keys, each query before it one less."""
+    T, S = q.size(2), k.size(2)
+    if q.device.type == 'cpu' and T == S <= 512:
+        return attend_explicitly(q, k, v, dropout)
+    mask = None
+    if T not in (1, S):
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=T == S,
+                                          enable_gqa=q.size(1) != k.size(1))
+
+
+def attend_explicitly(q, k, v, dropout=0.0):
+    """The same for T = S, step by step: on a CPU SDPA's backward pass is slower for short texts."""
+    B, H, T, D = q.shape
+    k, v = (x.repeat_interleave(H // x.size(1), dim=1).reshape(B * H, T, D) for x in (k, v))
+    mask = torch.full((T, T), float('-inf'), dtype=q.dtype, device=q.device).triu(1)
+    scores = torch.baddbmm(mask, q.reshape(B * H, T, D), k.transpose(1, 2), alpha=D ** -0.5)
+    weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B H, T, T)
+    return (weights @ v).view(B, H, T, D)
+
+
 class Attention(nn.Module):
     """Causal self-attention (Vaswani et al. 2017, arXiv:1706.03762); with n_kv_head < n_head
     grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245)."""
@@ -109,6 +132,7 @@ class Attention(nn.Module):
         self.head_size = config.n_embd // config.n_head
         channels = (self.n_head + 2 * self.n_kv_head) * self.head_size
         self.qkv = nn.Linear(config.n_embd, channels, bias=config.bias)
+        self.qkv.weight.parts = [n * self.head_size for n in (self.n_head, *2 * [self.n_kv_head])]
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.proj.residual = True
         self.q_norm = make_norm(config, self.head_size) if config.qk_norm else nn.Identity()
@@ -123,26 +147,17 @@ class Attention(nn.Module):
             q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
-        y = self.attend(q, k, v)  # (B, H, T, D)
+        y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
-
-    def attend(self, q, k, v):
-        """softmax(q k' / sqrt(D)) v; the last query sees all keys, each one before it one less."""
-        T, S = q.size(2), k.size(2)
-        mask = None
-        if T not in (1, S):
-            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-        return F.scaled_dot_product_attention(
-            q, k, v, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=T == S,
-            enable_gqa=self.n_head != self.n_kv_head)
 
 
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.kind = config.mlp
-        width = config.n_inner * (2 if config.mlp == 'swiglu' else 1)  # swiglu: gate and up in one
-        self.up = nn.Linear(config.n_embd, width, bias=config.bias)
+        parts = [config.n_inner] * (2 if config.mlp == 'swiglu' else 1)  # swiglu: gate and up
+        self.up = nn.Linear(config.n_embd, sum(parts), bias=config.bias)
+        self.up.weight.parts = parts
         self.proj = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
         self.proj.residual = True
 

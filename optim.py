@@ -1,4 +1,6 @@
-"""Which parameter goes to which optimizer."""
+"""Which parameter goes to which optimizer; Muon."""
+
+from collections import defaultdict
 
 import torch
 
@@ -6,19 +8,24 @@ import torch
 def make_optimizers(model, options):
     """The optimizers that hold each parameter of the model exactly once.
 
-    AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) decays matrices, not norms and biases. Each
-    group has its peak rate as 'peak_lr', so that a schedule can scale all of them by one factor.
+    AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) decays matrices, not norms and biases. With
+    optimizer='muon' the matrices of the blocks are Muon's, and AdamW keeps the embeddings, the head
+    and the rest. Each group has its peak rate as 'peak_lr', so that a schedule can scale all of them.
     """
-    parameters = list(model.parameters())
-    groups = [
-        {'params': [p for p in parameters if p.dim() >= 2], 'weight_decay': options.weight_decay},
-        {'params': [p for p in parameters if p.dim() < 2], 'weight_decay': 0.0},
-    ]
+    muon = options.optimizer == 'muon'
+    hidden = [p for p in model.blocks.parameters() if p.dim() == 2 and muon]
+    others = [p for p in model.parameters() if not any(p is q for q in hidden)]
+    groups = [{'params': [p for p in others if p.dim() >= 2], 'weight_decay': options.weight_decay},
+              {'params': [p for p in others if p.dim() < 2], 'weight_decay': 0.0}]
     groups = [group | {'peak_lr': options.learning_rate} for group in groups if group['params']]
     optimizers = [torch.optim.AdamW(groups, lr=options.learning_rate, fused=True,
                                     betas=(options.beta1, options.beta2))]
+    if hidden:
+        group = {'params': hidden, 'peak_lr': options.muon_lr}
+        optimizers.append(Muon([group], options.muon_lr, weight_decay=options.weight_decay))
     held = [p for group in param_groups(optimizers) for p in group['params']]
-    assert len(held) == len(set(held)) == len(parameters), (len(held), len(parameters))
+    count = len(list(model.parameters()))
+    assert len(held) == len(set(held)) == count, f'{len(held)} of {count} parameters are held'
     return optimizers
 
 
@@ -34,3 +41,44 @@ def load_states(optimizers, states):
         optimizer.load_state_dict(state)
     for group, setting in zip(param_groups(optimizers), settings, strict=True):
         group.update(setting)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    For matrices only. One that holds several, such as qkv, has their heights as its attribute
+    `parts`. The matrices of one shape are orthogonalized together.
+    """
+
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
+        super().__init__(params, {'lr': lr, 'momentum': momentum, 'weight_decay': weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            by_shape = defaultdict(list)  # shape: (part of a parameter, its update)
+            for p in group['params']:
+                state, parts = self.state[p], getattr(p, 'parts', [len(p)])
+                buffer = state.setdefault('momentum', torch.zeros_like(p)).lerp_(
+                    p.grad, 1 - group['momentum'])
+                update = p.grad.lerp(buffer, group['momentum'])  # Nesterov's
+                for pair in zip(p.split(parts), update.split(parts), strict=True):
+                    by_shape[pair[0].shape].append(pair)
+            for (height, width), pairs in by_shape.items():
+                updates = orthogonalize(torch.stack([update for _, update in pairs]))
+                scale = group['lr'] * max(1, height / width) ** 0.5
+                for (part, _), update in zip(pairs, updates, strict=True):
+                    part.mul_(1 - group['lr'] * group['weight_decay']).add_(update, alpha=-scale)
+
+
+def orthogonalize(x, steps=5):
+    """The matrices x (N, rows, columns) with their singular values near 1, in bfloat16, by Newton
+    and Schulz's iteration with the coefficients of Jordan et al. 2024."""
+    tall = x.size(1) > x.size(2)
+    x = x.bfloat16().mT if tall else x.bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        a = x @ x.mT
+        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, b, x, beta=3.4445)
+    return x.mT if tall else x

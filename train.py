@@ -44,8 +44,10 @@ class TrainConfig(GPTConfig):
     compile: bool | Literal['auto'] = 'auto'  # torch.compile; auto: on CUDA, where it works
     batch_size: int = 16  # sequences in one optimizer step, over all devices
     micro_batch_size: int | None = None  # sequences in one forward pass of one device; None: all
-    learning_rate: float = 2e-3  # the peak
-    min_lr: float = 0.0  # where the cosine ends
+    optimizer: Literal['adamw', 'muon'] = 'muon'  # muon: for the blocks' matrices, AdamW for the rest
+    learning_rate: float = 4e-3  # AdamW's peak
+    muon_lr: float = 0.03  # Muon's peak, which follows the same schedule
+    min_lr: float = 0.0  # where learning_rate ends, and in proportion muon_lr
     warmup_steps: int = 50  # steps in which the rate rises from 0
     weight_decay: float = 0.1  # of matrices; norms and biases have none
     beta1: float = 0.9  # AdamW's memory of the gradient
@@ -73,7 +75,7 @@ def starting_point(options, given):
     path = folder_of(options) / 'ckpt.pt'
     if options.resume and path.exists():
         state = load(path)
-        fixed = [*SHAPE, 'dataset', 'seed', 'batch_size']
+        fixed = [*SHAPE, 'dataset', 'seed', 'batch_size', 'optimizer']
         return inherit(options, given, state['config'], fixed, vars(options)), state
     if options.init_from is None:
         return options, None
@@ -245,7 +247,7 @@ def summarize(pending, scaler, folder, machine):
 def show(record, options, bar):
     """The progress of the run, in the bar or as a line."""
     step, seconds = record['step'], record['seconds']
-    left = time_limit(options) - seconds
+    left = max(0, time_limit(options) - seconds)
     if options.max_steps is not None:
         left = min(left, (options.max_steps - step) * seconds / step)
     text = (f'step {step:,}  loss {record["train_loss"]:.4f}  lr {record["lr"]:.1e}  '

@@ -8,4 +8,4 @@ _without = {'test', 'tests', 'idle_test', 'lib2to3', 'encodings', 'site-packages
 input = [str(path) for path in sorted(_root.rglob('*.py'))
          if not _without & set(path.relative_to(_root).parts)]
 tokenizer = 'byte'
-val_fraction = 0.03
+val_fraction = 0.01

@@ -29,7 +29,8 @@ class Options:
     ('--share=1', 'share', 1.0), ('--share=3e-4', 'share', 3e-4), ('--limit=7', 'limit', 7),
     ('--limit=None', 'limit', None), ('--kind=relu2', 'kind', 'relu2'), ('--fast', 'fast', True),
     ('--fast=true', 'fast', True), ('--fast=False', 'fast', False),
-    ('--compile=True', 'compile', True), ('--compile=auto', 'compile', 'auto'), ('--input=a,b', 'input', ['a', 'b']),
+    ('--compile=True', 'compile', True), ('--compile=auto', 'compile', 'auto'),
+    ('--input=a,b', 'input', ['a', 'b']),
     (r'--start=\n\tx', 'start', '\n\tx'), ('--start=a=b', 'start', 'a=b'),
     (r'--path=C:\new', 'path', r'C:\new'), ('--from=gpt2', 'from_', 'gpt2'),
 ])

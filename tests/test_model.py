@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from model import GPT, GPTConfig, KVCache, draw
+from model import GPT, GPTConfig, KVCache, attend_explicitly, draw
 
 SMALL = dict(vocab_size=50, block_size=16, n_layer=2, n_head=4, n_embd=32)
 SHAPES = [dict(zip(('position', 'norm', 'mlp', 'n_kv_head', 'qk_norm', 'bias', 'tied'), values,
@@ -111,6 +112,17 @@ def test_every_residual_projection_starts_narrower():
         assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.1)
         for layer in (block.attention.proj, block.mlp.proj):
             assert layer.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
+
+
+@pytest.mark.parametrize('heads, key_heads', [(4, 4), (4, 2), (3, 1)])
+def test_explicit_attention_and_sdpa_are_the_same(heads, key_heads):
+    q, k, v = (torch.randn(2, n, 10, 8, requires_grad=True) for n in (heads, key_heads, key_heads))
+    results = []
+    for y in (attend_explicitly(q, k, v), F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=True)):
+        results.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v))])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize('shape, message', [

@@ -197,7 +197,7 @@ def test_a_fresh_run_moves_the_old_one_out_of_the_way(home, capsys):
 
 def test_resume_names_each_option_that_contradicts(home):
     train.main([*TINY, '--max_steps=2'])
-    with pytest.raises(UserError, match=r'n_layer=3 \(there it is 2\), seed=5 \(there it is 1337\)'):
+    with pytest.raises(UserError, match=r'n_layer=3 \(there it is 2\), seed=5 \(there'):
         train.main([*TINY, '--resume=True', '--n_layer=3', '--seed=5', '--max_steps=4'])
 
 
@@ -341,7 +341,7 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on_exactly(prepared, che
 
 
 def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(prepared, checkout):
-    argv = [*TINY, '--max_steps=100000', '--eval_interval=2', '--log_interval=1', '--out_dir=killed']
+    argv = [*TINY, '--max_steps=1e6', '--eval_interval=2', '--log_interval=1', '--out_dir=killed']
     process = prepared('train.py', *argv)
     path = checkout / 'killed' / 'ckpt.pt'
     while not path.exists():
