@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,29 @@ class Machine:
 
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def first_does(self, work, *arguments):
+        """Rank 0's work(*arguments), elsewhere None; a UserError or OSError in it ends all."""
+        result = error = None
+        if self.rank == 0:
+            try:
+                result = work(*arguments)
+            except (UserError, OSError) as caught:
+                error = caught
+        failed = torch.tensor(float(error is not None))
+        if self.world > 1:
+            dist.all_reduce(failed)
+        if failed:
+            raise error or UserError('rank 0 failed')
+        return result
+
+    def must_agree(self, number, what):
+        """UserError if the processes have different numbers."""
+        ends = torch.tensor([number, -number])
+        if self.world > 1:
+            dist.all_reduce(ends, dist.ReduceOp.MAX)
+        if ends[0] != -ends[1]:
+            raise UserError(f'the processes have from {-ends[1]} to {ends[0]} as the {what}')
 
     def __str__(self):
         many = f'{self.world} processes, ' if self.world > 1 else ''
@@ -56,9 +80,13 @@ def choose_device(name):
         name = f'cuda:{os.environ["LOCAL_RANK"]}'
     try:
         device = torch.device(name)
+        if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count() > 0:
+            raise RuntimeError(f'there are {torch.cuda.device_count()} GPUs')
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f'device={name} does not work here: {first_line(error)}') from None
+        refusal = UserError(f'device={name} does not work here: {first_line(error)}')
+        refusal.any_rank = True  # the processes have GPUs of their own
+        raise refusal from None
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     return device
@@ -94,6 +122,17 @@ def choose_compile(option, device):
 
 def first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def progress_bar(wanted=True, **options):
+    """A context with a tqdm bar, or with None where nobody watches or (it says) tqdm is absent."""
+    if not wanted or not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return contextlib.nullcontext(print('no progress bar: pip install tqdm'))
+    return tqdm(dynamic_ncols=True, **options)
 
 
 @contextlib.contextmanager

@@ -25,9 +25,9 @@ class GPTConfig:
     block_size: int = 256  # the context: the most tokens the model sees at once
     vocab_size: int | None = None  # None: the tokenizer's
     n_layer: int = 4  # 0 leaves the embedding and the head: a bigram model
-    n_head: int = 4  # heads of attention; each has n_embd / n_head channels
+    n_head: int = 2  # heads of attention; each has n_embd / n_head channels
     n_kv_head: int | None = None  # heads of keys and values, shared by the others; None: n_head
-    n_embd: int = 192  # channels
+    n_embd: int = 128  # channels
     n_inner: int | None = None  # the MLP's hidden channels; None: 4 n_embd, swiglu 8/3 n_embd
     position: Literal['learned', 'rope', 'none'] = 'rope'  # how a token knows its place
     rope_theta: float = 10000.0  # base of RoPE's wavelengths
@@ -36,7 +36,7 @@ class GPTConfig:
     norm_weight: bool = False  # norms have learned weights
     mlp: Literal['gelu', 'swiglu', 'relu2', 'none'] = 'relu2'  # the MLP's activation; none: no MLP
     qk_norm: bool = True  # normalize queries and keys
-    bias: bool = False  # linear layers and layernorms have biases
+    bias: bool = False  # linear layers, and layernorms with weights, have biases
     tied: bool = True  # the head's weights are the embedding's
     dropout: float = 0.0  # of embeddings, attention and sublayers, in training
 
@@ -46,9 +46,11 @@ class GPTConfig:
                  'swiglu': -(-8 * self.n_embd // 3 // 8) * 8}  # as many weights, in multiples of 8
         config = dataclasses.replace(self, n_kv_head=self.n_kv_head or self.n_head,
                                      n_inner=self.n_inner or inner[self.mlp])
-        for name in ('block_size', 'vocab_size', 'n_head', 'n_kv_head', 'n_embd'):
-            if (getattr(config, name) or 0) < 1:
-                raise ValueError(f'{name} must be at least 1, not {getattr(config, name)}')
+        least = {'block_size': 1, 'vocab_size': 1, 'n_head': 1, 'n_kv_head': 1, 'n_embd': 1,
+                 'n_inner': 0, 'n_layer': 0}
+        for name, lower in least.items():
+            if (getattr(config, name) or 0) < lower:
+                raise ValueError(f'{name} must be at least {lower}, not {getattr(config, name)}')
         if config.n_embd % config.n_head:
             raise ValueError(f'n_embd={config.n_embd} is not divisible by n_head={config.n_head}')
         if config.n_head % config.n_kv_head:

@@ -4,13 +4,15 @@ from collections import defaultdict
 
 import torch
 
+from machine import choose_dtype
+
 
 def make_optimizers(model, options):
     """The optimizers that hold each parameter of the model exactly once.
 
     AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) decays matrices, not norms and biases. With
-    optimizer='muon' the matrices of the blocks are Muon's, and AdamW keeps the embeddings, the head
-    and the rest. Each group has its peak rate as 'peak_lr', so that a schedule can scale all of them.
+    optimizer='muon' the matrices of the blocks are Muon's, and AdamW keeps embeddings, head and
+    the rest. Each group has its peak rate as 'peak_lr', so that a schedule can scale all of them.
     """
     muon = options.optimizer == 'muon'
     hidden = [p for p in model.blocks.parameters() if p.dim() == 2 and muon]
@@ -22,7 +24,10 @@ def make_optimizers(model, options):
                                     betas=(options.beta1, options.beta2))]
     if hidden:
         group = {'params': hidden, 'peak_lr': options.muon_lr}
-        optimizers.append(Muon([group], options.muon_lr, weight_decay=options.weight_decay))
+        dtype = choose_dtype('auto', hidden[0].device)  # float16 can't hold what passes by
+        fast = dtype is torch.bfloat16 and options.dtype != 'float32'
+        optimizers.append(Muon([group], options.muon_lr, weight_decay=options.weight_decay,
+                               dtype=torch.bfloat16 if fast else torch.float32))
     held = [p for group in param_groups(optimizers) for p in group['params']]
     count = len(list(model.parameters()))
     assert len(held) == len(set(held)) == count, f'{len(held)} of {count} parameters are held'
@@ -44,14 +49,15 @@ def load_states(optimizers, states):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+    """Momentum with orthogonal updates (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
     For matrices only. One that holds several, such as qkv, has their heights as its attribute
-    `parts`. The matrices of one shape are orthogonalized together.
+    `parts`. The matrices of one shape are orthogonalized together, in `dtype`.
     """
 
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
+    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, dtype=torch.float32):
         super().__init__(params, {'lr': lr, 'momentum': momentum, 'weight_decay': weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
@@ -59,23 +65,25 @@ class Muon(torch.optim.Optimizer):
             by_shape = defaultdict(list)  # shape: (part of a parameter, its update)
             for p in group['params']:
                 state, parts = self.state[p], getattr(p, 'parts', [len(p)])
-                buffer = state.setdefault('momentum', torch.zeros_like(p)).lerp_(
-                    p.grad, 1 - group['momentum'])
+                if 'momentum' not in state:
+                    state['momentum'] = torch.zeros_like(p)
+                buffer = state['momentum'].lerp_(p.grad, 1 - group['momentum'])
                 update = p.grad.lerp(buffer, group['momentum'])  # Nesterov's
                 for pair in zip(p.split(parts), update.split(parts), strict=True):
                     by_shape[pair[0].shape].append(pair)
             for (height, width), pairs in by_shape.items():
-                updates = orthogonalize(torch.stack([update for _, update in pairs]))
+                updates = torch.stack([update for _, update in pairs]).to(self.dtype)
+                updates = orthogonalize(updates)  # (N, height, width)
                 scale = group['lr'] * max(1, height / width) ** 0.5
                 for (part, _), update in zip(pairs, updates, strict=True):
                     part.mul_(1 - group['lr'] * group['weight_decay']).add_(update, alpha=-scale)
 
 
 def orthogonalize(x, steps=5):
-    """The matrices x (N, rows, columns) with their singular values near 1, in bfloat16, by Newton
-    and Schulz's iteration with the coefficients of Jordan et al. 2024."""
+    """The matrices x (N, rows, columns) with their singular values near 1, by Newton and Schulz's
+    iteration with the coefficients of Jordan et al. 2024."""
     tall = x.size(1) > x.size(2)
-    x = x.bfloat16().mT if tall else x.bfloat16()
+    x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         a = x @ x.mT

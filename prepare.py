@@ -8,7 +8,6 @@ little-endian uint16 token ids (uint32 where the vocabulary exceeds 65,536).
 """
 
 import codecs
-import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -16,7 +15,6 @@ import http.client
 import json
 import os
 import re
-import sys
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy as np
 
 import config
 from config import UserError
+from machine import progress_bar
 from tokenizer import Tokenizer, tiktoken_spec
 
 PIECE = 1 << 20  # bytes of text in flight
@@ -158,17 +157,6 @@ def check_sum(path, expected):
         if digest.hexdigest() != expected:
             raise UserError(f'{path} is not the file it should be: its sha256 is '
                             f'{digest.hexdigest()}, not {expected}; remove it to fetch it again')
-
-
-def progress_bar(wanted=True, **options):
-    """A context with a tqdm bar, or with None where nobody watches or (it says) tqdm is absent."""
-    if not wanted or not sys.stderr.isatty():
-        return contextlib.nullcontext()
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return contextlib.nullcontext(print('no progress bar: pip install tqdm'))
-    return tqdm(dynamic_ncols=True, **options)
 
 
 def read_text(paths):

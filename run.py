@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 from pathlib import Path
 
@@ -42,11 +43,12 @@ def save(state, path):
 
 
 def save_run(folder, best, optimizers, scaler, state):
-    """Write ckpt.pt, and the model alone as best.pt if it is the best so far."""
+    """Write ckpt.pt, and the model alone as best.pt if it is the best so far; draw loss.png."""
     if best:
         save(state, folder / 'best.pt')
     states = [optimizer.state_dict() for optimizer in optimizers]
     save(state | {'optimizers': states, 'scaler': scaler.state_dict()}, folder / 'ckpt.pt')
+    plot(folder)
 
 
 def load(path):
@@ -76,7 +78,8 @@ def load_model(path):
 def inherit(options, given, saved, fixed, names):
     """The options, with a checkpoint's (the dict `saved`) for those of `names` that were not given.
 
-    UserError names each option in `fixed` that was given and contradicts the checkpoint.
+    To go on with a run, names are all and fixed those that must stay; to start from its weights,
+    both are the shape. UserError names each one in `fixed` that was given and contradicts.
     """
     wrong = [f'{name}={given[name]} (there it is {saved[name]})' for name in fixed
              if given.get(name) not in (None, saved[name])]
@@ -86,14 +89,18 @@ def inherit(options, given, saved, fixed, names):
                                            and (name in fixed or name not in given)})
 
 
-def open_folder(folder, resume, step):
-    """Make the folder of a run. One that is there gets another name; or, if the run is resumed
-    after `step` steps, it loses the lines of its log that came later."""
-    if not resume and any((folder / name).exists() for name in ('ckpt.pt', 'log.jsonl')):
+def open_folder(folder, options, step):
+    """Make the folder of a run; returns what else logs it, or None. A folder that is there gets
+    another name; or, if its run goes on after `step` steps, its log loses what came later."""
+    names = ('ckpt.pt', 'best.pt', 'log.jsonl')
+    if not options.resume and any((folder / name).exists() for name in names):
         number = next(n for n in itertools.count(1) if not Path(f'{folder}.{n}').exists())
         print(f'the run that was in {folder} is now {folder.rename(f"{folder}.{number}")}')
     folder.mkdir(parents=True, exist_ok=True)
-    write_log(folder, [record for record in read_log(folder) if record['step'] <= step], mode='w')
+    kept = [record for record in read_log(folder) if record['step'] <= step]
+    write_log(folder, kept, name='log.jsonl.tmp')
+    os.replace(folder / 'log.jsonl.tmp', folder / 'log.jsonl')
+    return start_wandb(options, folder) if options.wandb_project else None
 
 
 def read_log(folder):
@@ -105,8 +112,8 @@ def read_log(folder):
     return records
 
 
-def write_log(folder, records, tracker=None, mode='a'):
-    with open(folder / 'log.jsonl', mode, encoding='utf-8') as file:
+def write_log(folder, records, tracker=None, name='log.jsonl'):
+    with open(folder / name, 'a', encoding='utf-8') as file:
         file.writelines(json.dumps(record) + '\n' for record in records)
     for record in records if tracker else []:
         tracker.log(record, step=record['step'])
@@ -120,6 +127,16 @@ def start_wandb(options, folder):
         raise UserError('wandb_project: pip install wandb') from None
     settings = dataclasses.asdict(options)
     return wandb.init(project=options.wandb_project, name=folder.name, config=settings)
+
+
+def refuse_nan(numbers, record, folder):
+    """UserError if one of the numbers (by name) of the record's step is not finite."""
+    for name, number in numbers.items():
+        if number is not None and not math.isfinite(number):
+            path = folder / 'ckpt.pt'
+            good = f'{path} (step {load(path)["step"]})' if path.exists() else 'none'
+            raise UserError(f'step {record["step"]}: the {name} is {number} at learning rate '
+                            f'{record["lr"]:.1e}; the last good checkpoint: {good}')
 
 
 def plot(folder):

@@ -101,9 +101,9 @@ def read_prompt(start):
             return sys.stdin.buffer.read().decode()
         if start and start.startswith('FILE:'):
             return Path(start[5:]).expanduser().read_bytes().decode()
+        return (start or '').encode(errors='surrogateescape').decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'--start={start}: {error}') from None
-    return start or ''
+        raise UserError(f'--start={start!r}: {error}') from None
 
 
 def stream(tokens, prompt, text):

@@ -23,11 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 import config
 from config import UserError
 from corpus import key, open_corpus, window_starts
-from machine import open_machine, stop_signals
+from machine import open_machine, progress_bar, stop_signals
 from model import GPT, GPTConfig
 from optim import load_states, make_optimizers, param_groups
-from prepare import progress_bar
-from run import SHAPE, inherit, load, open_folder, plot, save_run, start_wandb, write_log
+from run import SHAPE, inherit, load, open_folder, refuse_nan, save_run, write_log
 from tokenizer import Tokenizer, name_of
 
 
@@ -42,9 +41,9 @@ class TrainConfig(GPTConfig):
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of the matrix products
     compile: bool | Literal['auto'] = 'auto'  # torch.compile; auto: on CUDA, where it works
-    batch_size: int = 16  # sequences in one optimizer step, over all devices
+    batch_size: int = 8  # sequences in one optimizer step, over all devices
     micro_batch_size: int | None = None  # sequences in one forward pass of one device; None: all
-    optimizer: Literal['adamw', 'muon'] = 'muon'  # muon: for the blocks' matrices, AdamW for the rest
+    optimizer: Literal['adamw', 'muon'] = 'muon'  # for the blocks' matrices; AdamW for the rest
     learning_rate: float = 4e-3  # AdamW's peak
     muon_lr: float = 0.03  # Muon's peak, which follows the same schedule
     min_lr: float = 0.0  # where learning_rate ends, and in proportion muon_lr
@@ -64,8 +63,9 @@ class TrainConfig(GPTConfig):
 def main(argv):
     options, given = config.parse(TrainConfig, argv)
     options, state = starting_point(options, given)
-    with open_machine(options) as machine, stop_signals() as signals:
-        return train(options, state, machine, signals)
+    check(options)
+    with open_machine(options) as machine:
+        return train(options, state, machine)
 
 
 # --- what to train -------------------------------------------------------------------------------
@@ -76,7 +76,8 @@ def starting_point(options, given):
     if options.resume and path.exists():
         state = load(path)
         fixed = [*SHAPE, 'dataset', 'seed', 'batch_size', 'optimizer']
-        return inherit(options, given, state['config'], fixed, vars(options)), state
+        names = [name for name in vars(options) if name != 'out_dir']
+        return inherit(options, given, state['config'], fixed, names), state
     if options.init_from is None:
         return options, None
     if options.init_from in ('scratch', 'resume'):
@@ -87,7 +88,7 @@ def starting_point(options, given):
     if (given.get('block_size') or 0) > largest:
         raise UserError(f'block_size={options.block_size} is above the checkpoint\'s {largest}')
     fixed = [name for name in SHAPE if name != 'block_size']
-    return inherit(options, given, state['config'], fixed, SHAPE), state | {'optimizers': None}
+    return inherit(options, given, state['config'], fixed, SHAPE), state
 
 
 def folder_of(options):
@@ -103,19 +104,27 @@ def time_limit(options):
     return 150 if options.max_steps is None else math.inf
 
 
+def check(options):
+    """UserError for numbers that no run can have."""
+    least = {'eval_tokens': 2, 'learning_rate': 1e-30} | dict.fromkeys(
+        ('batch_size', 'micro_batch_size', 'eval_interval', 'log_interval'), 1) | dict.fromkeys(
+        ('seed', 'max_steps', 'max_seconds', 'warmup_steps', 'muon_lr', 'min_lr', 'weight_decay',
+         'beta1', 'beta2', 'grad_clip'), 0)
+    most = {'seed': 2 ** 63 - 1, 'beta1': 0.9999999, 'beta2': 0.9999999}
+    for name, lower in least.items():
+        value, upper = getattr(options, name), most.get(name, math.inf)
+        if value is not None and not lower <= value <= upper:
+            raise UserError(f'{name} must be between {lower} and {upper}, not {value}')
+
+
 def micro_batch(options, train_tokens, val_tokens, world):
-    """How many sequences a process takes in one pass; UserError for what can't be trained."""
-    for name, least in (('seed', 0), ('batch_size', 1), ('eval_interval', 1), ('log_interval', 1)):
-        if getattr(options, name) < least:
-            raise UserError(f'{name} must be at least {least}, not {getattr(options, name)}')
-    if options.learning_rate <= 0:
-        raise UserError(f'learning_rate must be above 0, not {options.learning_rate}')
+    """How many sequences a process takes in one pass; UserError if that or a split doesn't fit."""
     if len(train_tokens) < 2 * options.block_size or len(val_tokens) < 2:
         raise UserError(f'{options.dataset} is too short for block_size={options.block_size}: it '
                         f'has {len(train_tokens):,} of {2 * options.block_size:,} tokens for '
                         f'training and {len(val_tokens):,} of 2 for validation')
     micro = options.micro_batch_size or max(1, options.batch_size // world)
-    if micro < 1 or options.batch_size % (world * micro):
+    if options.batch_size % (world * micro):
         raise UserError(f'batch_size={options.batch_size} is not divisible by {world} (processes) '
                         f'x {micro} (micro_batch_size)')
     return micro
@@ -124,9 +133,10 @@ def micro_batch(options, train_tokens, val_tokens, world):
 def make_model(options, state, meta):
     """(model, options): the model on the CPU, with the weights of the checkpoint `state` if there
     is one, and the options with its shape resolved."""
-    if state and state['tokenizer'] != meta['tokenizer']:
-        raise UserError(f'the tokens of {options.dataset} are {name_of(meta["tokenizer"])}, those '
-                        f'of the checkpoint {name_of(state["tokenizer"])}')
+    ours, theirs = meta['tokenizer'], state and state['tokenizer']
+    if ours and theirs and ours != theirs:
+        raise UserError(f'the tokens of {options.dataset} are {name_of(ours)}, those of the '
+                        f'checkpoint {name_of(theirs)}')
     size = options.vocab_size or meta['vocab_size']
     if size < meta['vocab_size']:
         raise UserError(f'vocab_size={size} is below the {meta["vocab_size"]} of {options.dataset}')
@@ -220,27 +230,27 @@ def agree(seconds, stopping, machine):
 
 
 def restore(state, optimizers, scaler):
-    """The progress of a run: that of the checkpoint, whose moments are loaded, or of a new one."""
-    if not state or not state['optimizers']:
-        return {'step': 0, 'sequences': 0, 'seconds': 0.0, 'best_loss': math.inf}
+    """The progress that a checkpoint holds, whose moments go into the optimizers."""
+    if 'optimizers' not in state:
+        raise UserError("this ckpt.pt has no optimizers' state, as best.pt has none: to start a new "
+                        'run with its weights, use --init_from')
     load_states(optimizers, state['optimizers'])
-    scaler.load_state_dict(state['scaler'])
+    if state['scaler'] and scaler.is_enabled():  # another dtype may have one or none
+        scaler.load_state_dict(state['scaler'])
     return {name: state[name] for name in ('step', 'sequences', 'seconds', 'best_loss')}
 
 
 def summarize(pending, scaler, folder, machine):
-    """The log's records of the `pending` steps, whose losses and gradient norms are on the device;
-    a loss becomes the processes' mean. UserError where one is not finite (a scaler skips norms)."""
-    values = torch.stack([record.pop('values') for record in pending]).double().cpu()  # (steps, 2)
+    """The log's records of `pending` steps, whose losses and gradient norms are on the device; a
+    loss becomes the processes' mean. A scaler has skipped steps whose norm is not finite."""
+    values = torch.stack([record.pop('values') for record in pending]).cpu().double()  # (steps, 2)
     if machine.world > 1:
         dist.all_reduce(values)
     for record, (loss, norm) in zip(pending, (values / machine.world).tolist(), strict=True):
-        if not math.isfinite(loss) or not (math.isfinite(norm) or scaler.is_enabled()):
-            path = folder / 'ckpt.pt'
-            good = f'{path} (step {load(path)["step"]})' if path.exists() else 'none'
-            raise UserError(f'step {record["step"]}: loss {loss}, gradient norm {norm} at learning '
-                            f'rate {record["lr"]:.1e}; the last good checkpoint: {good}')
-        record |= {'train_loss': loss, 'grad_norm': norm if math.isfinite(norm) else None}
+        if scaler.is_enabled() and not math.isfinite(norm):
+            norm = None
+        refuse_nan({'loss': loss, 'gradient norm': norm}, record, folder)
+        record |= {'train_loss': loss, 'grad_norm': norm}
     return pending
 
 
@@ -268,7 +278,8 @@ def train_step(runner, optimizers, scaler, tokens, options, machine, at, micro):
         x, y = get_batch(tokens, first, micro, options, machine.device)
         if options.dropout:
             torch.manual_seed(int(key(options.seed, at['step'], i, machine.rank)[0] >> 1))
-        runner.require_backward_grad_sync = i == micro_steps - 1  # DDP's
+        if machine.world > 1:
+            runner.require_backward_grad_sync = i == micro_steps - 1
         with machine.autocast():
             loss = runner(x, y) / micro_steps
         scaler.scale(loss).backward()
@@ -276,51 +287,58 @@ def train_step(runner, optimizers, scaler, tokens, options, machine, at, micro):
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(runner.parameters(), options.grad_clip or math.inf)
+    skipped = scaler.is_enabled() and not norm.isfinite()  # then by all optimizers
     for optimizer in optimizers:
-        scaler.step(optimizer)
+        if not skipped:
+            scaler.step(optimizer)
         optimizer.zero_grad()
     scaler.update()
     return torch.stack((total, norm))
 
 
-def train(options, state, machine, signals):
+def train(options, state, machine):
     """The run, from its first step or its checkpoint's to its end; returns the exit code."""
     train_tokens, val_tokens, meta = open_corpus(options.dataset)
     micro = micro_batch(options, train_tokens, val_tokens, machine.world)
-    tokenizer = Tokenizer(meta['tokenizer']) if meta['tokenizer'] else None
+    spec = meta['tokenizer'] or state and state['tokenizer']
+    tokenizer = Tokenizer(spec) if spec else None
     token_bytes = tokenizer and torch.tensor([len(token) for token in tokenizer.token_bytes])
     model, options = make_model(options, state, meta)
     optimizers = make_optimizers(model.to(machine.device), options)
-    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype == torch.float16)
-    at = restore(state, optimizers, scaler)  # step, sequences, seconds, best_loss
+    scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
+    at = {'step': 0, 'sequences': 0, 'seconds': 0.0, 'best_loss': math.inf}
+    if options.resume and state:
+        at = restore(state, optimizers, scaler)
+    machine.must_agree(at['step'], 'step to go on from (out_dir must be a folder they share)')
     folder, limit = folder_of(options), time_limit(options)
-    if at['step'] == options.max_steps or at['seconds'] >= limit:
-        name = 'max_steps' if at['step'] == options.max_steps else 'max_seconds'
+    last_step = math.inf if options.max_steps is None else options.max_steps
+    if at['step'] >= last_step or at['seconds'] >= limit:
+        name = 'max_steps' if at['step'] >= last_step else 'max_seconds'
         print(f'{folder} ended at step {at["step"]:,}, after {at["seconds"]:.0f} s; '
               f'raise {name} to go on')
         return 0
-    if machine.rank == 0:
-        open_folder(folder, options.resume, at['step'])
-    tracker = start_wandb(options, folder) if options.wandb_project and machine.rank == 0 else None
+    tracker = machine.first_does(open_folder, folder, options, at['step'])
+    if machine.compiled:
+        model.compile()
     runner = model
     if machine.world > 1:  # RoPE's table is the same in all processes and never changes
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ['rope'])
         runner = DistributedDataParallel(model)
-    if machine.compiled:
-        runner.compile()
     print(f'{sum(p.numel() for p in model.parameters()):,} parameters on {options.dataset} '
           f'({len(train_tokens):,} tokens), {options.batch_size} x {options.block_size} tokens a '
           f'step, {micro} sequences at once; {machine}', flush=True)
 
     pending, first = [], at['step']
     begin, logged = time.perf_counter() - at['seconds'], at['seconds']
-    with progress_bar(machine.rank == 0, total=options.max_steps or limit,
-                      bar_format='{percentage:3.0f}% |{bar}| {postfix}') as bar:
+    with stop_signals() as signals, progress_bar(
+            machine.rank == 0, total=options.max_steps or limit,
+            bar_format='{percentage:3.0f}% |{bar}| {postfix}') as bar:
         say = bar.write if bar is not None else print
         while True:
             at['seconds'], stopping = agree(time.perf_counter() - begin, bool(signals), machine)
             step = at['step']
-            done = step == options.max_steps or at['seconds'] >= limit
+            done = step >= last_step or at['seconds'] >= limit
             evaluating = done or step > first and step % options.eval_interval == 0
             saving = evaluating or stopping
             if pending and (saving or step % options.log_interval == 0 or step == first + 1):
@@ -334,21 +352,18 @@ def train(options, state, machine, signals):
                 if evaluating:
                     loss, bits = evaluate(model, val_tokens, micro, machine, options.eval_tokens,
                                           token_bytes)
+                    refuse_nan({'validation loss': loss}, records[-1], folder)
                     records[-1] |= {'val_loss': loss, 'bits_per_byte': bits}
-                    best = loss < at['best_loss']
-                    at |= {'best_loss': min(loss, at['best_loss']),
-                           'seconds': time.perf_counter() - begin}
+                    best, at['best_loss'] = loss < at['best_loss'], min(loss, at['best_loss'])
                     if machine.rank == 0 and tokenizer:
                         say(sample(model, tokenizer, options.seed + step))
                     say(f'step {step:,}: validation loss {loss:.4f}'
                         + (f', {bits:.4f} bits per byte' if bits else ''))
-                if machine.rank == 0:
-                    write_log(folder, records, tracker)
-                if machine.rank == 0 and saving:
-                    save_run(folder, best, optimizers, scaler, {
-                        'model': model.state_dict(), **at, 'config': dataclasses.asdict(options),
-                        'tokenizer': meta['tokenizer']})
-                    plot(folder)
+                machine.first_does(write_log, folder, records, tracker)
+                if saving:
+                    machine.first_does(save_run, folder, best, optimizers, scaler, {
+                        'model': model.state_dict(), **at, 'seconds': time.perf_counter() - begin,
+                        'config': dataclasses.asdict(options), 'tokenizer': spec})
                 logged = time.perf_counter() - begin
             if done or stopping:
                 break
@@ -363,15 +378,14 @@ def train(options, state, machine, signals):
                             'seconds': time.perf_counter() - begin})
     if tracker:
         tracker.finish()
-    farewell(folder, options, at, signals)
-    return 128 + signals[0] if signals else 0
+    farewell(folder, options, at, stopping and not done)
+    return 128 + (signals or [signal.SIGTERM])[0] if stopping and not done else 0
 
 
-def farewell(folder, options, at, signals):
+def farewell(folder, options, at, stopped):
     """What became of the run, and what to do with it."""
-    if signals:
-        print(f'stopped by {signal.Signals(signals[0]).name} after step {at["step"]:,}; '
-              'to go on: --resume=True')
+    if stopped:
+        print(f'stopped by a signal after step {at["step"]:,}; to go on: --resume=True')
     elif options.max_steps not in (None, at['step']):
         print(f'stopped by max_seconds at step {at["step"]:,} of {options.max_steps:,}; '
               'to go on: --resume=True with more of them')

@@ -5,6 +5,7 @@ wins; a configuration file is Python whose assignments are options. A field `fro
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -33,13 +34,14 @@ class UserError(Exception):
 
 def run(main):
     """Call main(argv) as a script; a UserError ends it with its line and exit code 1."""
+    sys.stdout.reconfigure(errors='replace')  # a model may say what a terminal can't show
     try:
         sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(f'error: {error}' if error.any_rank or os.environ.get('RANK', '0') == '0' else 1)
-    except OSError as error:  # a full disk, a folder that can't be written, a pipe nobody reads
+    except BrokenPipeError:  # nobody reads on, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1 if isinstance(error, BrokenPipeError) else f'error: {error}')
+    except (UserError, OSError) as error:
+        rank_0 = os.environ.get('RANK', '0') == '0'
+        sys.exit(f'error: {error}' if rank_0 or getattr(error, 'any_rank', True) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -52,8 +54,9 @@ def find(path):
 
 def short(path):
     """A path as a user would type it: from where they are, if it lies below."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith('..') else relative
+    with contextlib.suppress(ValueError):  # another drive
+        path = min(os.path.relpath(path), str(path), key=lambda text: text.startswith('..'))
+    return str(path)
 
 
 def parse(cls, argv):
@@ -88,8 +91,9 @@ def assignments(argv):
         try:
             names = runpy.run_path(str(find(argument)))
         except Exception as error:
-            last = traceback.TracebackException.from_exception(error)
-            line = getattr(last, 'lineno', None) or last.stack[-1].lineno
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                     if frame.filename == str(find(argument))]
+            line = lines[-1] if lines else getattr(error, 'lineno', None)
             raise UserError(f'{argument}, line {line}: {type(error).__name__}: {error}') from None
         for key, value in names.items():
             if not (key.startswith('_') or isinstance(value, ModuleType) or callable(value)):

@@ -8,6 +8,6 @@ if torch.cuda.is_available():
     batch_size, learning_rate, dropout = 64, 1e-3, 0.2
     max_steps, warmup_steps = 5000, 100
 else:
-    n_layer, n_head, n_embd, block_size = 4, 4, 128, 128
-    batch_size, learning_rate = 16, 4e-3
+    n_layer, n_head, n_embd, block_size = 4, 2, 128, 128
+    batch_size = 16
     max_seconds = 150

@@ -1,0 +1,244 @@
+"""Speed and memory of training, side by side: tokens per second, peak memory, share of the machine.
+
+    python bench.py
+    python bench.py --sizes=nanogpt_cpu --against=../nanoGPT --rounds=20
+
+Each contender is a process with a memory of its own. They take their steps in turns, one at a time,
+so that a noisy machine is noisy for all; what is printed are medians.
+"""
+
+import contextlib
+import importlib.util
+import io
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import config
+import model as folio
+import train
+from config import UserError
+from corpus import Tokens
+from machine import Machine, choose_device, choose_dtype, progress_bar
+from optim import make_optimizers
+
+GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'mlp': 'gelu',
+        'qk_norm': False, 'bias': False, 'tied': True}  # as nanoGPT has it by default
+SIZES = {
+    'nanogpt_cpu': {'n_layer': 4, 'n_head': 4, 'n_embd': 128, 'block_size': 64, 'vocab_size': 65,
+                    'batch_size': 12},
+    'nanogpt_10m': {'n_layer': 6, 'n_head': 6, 'n_embd': 384, 'block_size': 256, 'vocab_size': 65,
+                    'batch_size': 64, 'dropout': 0.2},
+    'gpt2': {'n_layer': 12, 'n_head': 12, 'n_embd': 768, 'block_size': 1024, 'vocab_size': 50304,
+             'batch_size': 4},
+}
+OURS = {'eager': {}, 'compiled': {'compile': True},
+        'muon': {'optimizer': 'muon'}, 'compiled, muon': {'optimizer': 'muon', 'compile': True}}
+
+
+@dataclass
+class BenchConfig:
+    """What to measure."""
+    sizes: list[str] = field(default_factory=lambda: ['nanogpt_cpu'])  # also nanogpt_10m and gpt2
+    ours: list[str] = field(default_factory=lambda: list(OURS))  # which of our ways to train
+    attention: bool = True  # and explicit attention, SDPA and nn.TransformerEncoder
+    against: str | None = None  # a checkout of nanoGPT, whose model.py is measured too
+    rounds: int = 10  # steps of each contender
+    device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
+    dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'  # ours; nanoGPT's is float32 on a CPU
+
+
+def main(argv):
+    options, _ = config.parse(BenchConfig, argv)
+    for size in options.sizes:
+        if size not in SIZES:
+            raise UserError(f'no size {size}; there are {", ".join(SIZES)}')
+    if options.against and not Path(options.against, 'model.py').is_file():
+        raise UserError(f'--against={options.against}: there is no model.py')
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    print(f'{Machine(device, dtype)}; {torch.get_num_threads()} threads, torch {torch.__version__}')
+    for size in options.sizes:
+        measure(size, options, device, dtype)
+
+
+def measure(size, options, device, dtype):
+    """Print the table of one size."""
+    names = [name for name in OURS if name in options.ours]
+    names += ['explicit', 'sdpa', 'nn.TransformerEncoder'] if options.attention else []
+    names += ['nanoGPT'] if options.against else []
+    shape = SIZES[size]
+    tokens = shape['batch_size'] * shape['block_size']
+    seconds, memory = take_turns(names, size, options)
+    rate = matrix_rate(tokens, shape['n_embd'], device, dtype)
+    work = flops_per_token(shape)
+    print(f'\n### {size}: {shape["batch_size"]} x {shape["block_size"]} tokens a step; '
+          f'matrix products {rate / 1e9:,.0f} GFLOP/s\n')
+    print("| | tokens/s | ms a step | of the products' rate | peak memory, GB | times nanoGPT |")
+    print('|---|---|---|---|---|---|')
+    for name in names:
+        ratio = f'{seconds["nanoGPT"] / seconds[name]:.2f}' if options.against else ''
+        print(f'| {name} | {tokens / seconds[name]:,.0f} | {1000 * seconds[name]:.1f} | '
+              f'{work * tokens / seconds[name] / rate:.0%} | {memory[name] / 1e9:.2f} | {ratio} |')
+
+
+def take_turns(names, size, options):
+    """({name: median seconds a step}, {name: peak bytes}) of the contenders."""
+    context, pipes, times, memory = multiprocessing.get_context('spawn'), {}, {}, {}
+    with contextlib.ExitStack() as stack, progress_bar(
+            total=len(names) * (options.rounds + 1), desc=size) as bar:
+        for turn in range(-1, options.rounds):  # before the first: starting and warming up
+            for name in names:
+                if turn < 0:
+                    pipes[name], other = context.Pipe()
+                    process = context.Process(target=contend, args=(other, name, size, options))
+                    process.start()
+                    other.close()
+                    stack.callback(process.join)
+                    stack.callback(pipes[name].close)
+                else:
+                    pipes[name].send(None)
+                try:
+                    second, memory[name] = pipes[name].recv()
+                except EOFError:
+                    raise UserError(f'{size}: {name} failed') from None
+                times.setdefault(name, []).append(second)
+                if bar is not None:
+                    bar.update()
+    return {name: statistics.median(some[1:]) for name, some in times.items()}, memory
+
+
+def contend(pipe, name, size, options):
+    """A contender's process: a step whenever it is asked for one; sends (seconds, peak bytes)."""
+    device = choose_device(options.device)
+    dtype = choose_dtype(options.dtype, device)
+    with tempfile.TemporaryDirectory() as folder:
+        shape = SIZES[size]
+        path = Path(folder, 'train.bin')
+        generator = np.random.default_rng(0)
+        generator.integers(0, shape['vocab_size'], 1 << 20, dtype=np.uint16).tofile(path)
+        tokens = Tokens(path, np.uint16, shape['vocab_size'])
+        if name == 'nanoGPT':
+            step = nanogpt_step(shape, options.against, tokens, device)
+        else:
+            step = our_step(name, shape, tokens, device, dtype)
+        for _ in range(3):
+            step()
+        with contextlib.suppress(EOFError, BrokenPipeError):
+            while True:
+                start = time.perf_counter()
+                step()
+                if device.type == 'cuda':
+                    torch.cuda.synchronize()
+                pipe.send((time.perf_counter() - start, peak_bytes(device)))
+                pipe.recv()
+
+
+def peak_bytes(device):
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def our_step(name, shape, tokens, device, dtype):
+    """A step of train.py's, with the network of GPT-2's shape."""
+    options = train.TrainConfig(**GPT2 | shape | {'optimizer': 'adamw'} | OURS.get(name, {}))
+    if name == 'explicit':
+        folio.attend = folio.attend_explicitly
+    elif name == 'sdpa':
+        folio.attend = lambda q, k, v, dropout: F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True)
+    model = folio.GPT(options)
+    if name == 'nn.TransformerEncoder':
+        model.blocks = nn.ModuleList([Encoder(options)])
+    model.to(device)
+    if options.compile is True:
+        model.compile()
+    optimizers, machine = make_optimizers(model, options), Machine(device, dtype)
+    scaler = torch.amp.GradScaler(device.type, enabled=False)
+    at = {'step': 0, 'sequences': 0}
+
+    def step():
+        train.train_step(model, optimizers, scaler, tokens, options, machine, at,
+                         options.batch_size)
+        at.update(step=at['step'] + 1, sequences=at['sequences'] + options.batch_size)
+    return step
+
+
+class Encoder(nn.Module):
+    """torch's own encoder with a causal mask, in the place of all blocks."""
+
+    def __init__(self, options):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            options.n_embd, options.n_head, 4 * options.n_embd, options.dropout, activation='gelu',
+            batch_first=True, norm_first=True, bias=options.bias)
+        self.encoder = nn.TransformerEncoder(layer, options.n_layer, enable_nested_tensor=False)
+
+    def forward(self, x, rope, cache):
+        mask = nn.Transformer.generate_square_subsequent_mask(x.size(1), x.device, x.dtype)
+        return self.encoder(x, mask, is_causal=True)
+
+
+def nanogpt_step(shape, path, tokens, device):
+    """A step of nanoGPT's train.py with its model.py, in the formats it takes by default."""
+    spec = importlib.util.spec_from_file_location('nanogpt', Path(path, 'model.py'))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    fields = {name: value for name, value in shape.items() if name != 'batch_size'}
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = module.GPT(module.GPTConfig(**{'dropout': 0.0, 'bias': False} | fields)).to(device)
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device.type)
+    T = shape['block_size']
+    runner = torch.compile(model) if device.type == 'cuda' else model
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda')
+
+    def step():
+        starts = torch.randint(len(tokens) - T, (shape['batch_size'],))
+        x, y = (torch.stack([torch.from_numpy(tokens.ids[i + shift:i + shift + T].astype(np.int64))
+                             for i in starts]) for shift in (0, 1))
+        if device.type == 'cuda':
+            x, y = (z.pin_memory().to(device, non_blocking=True) for z in (x, y))
+        with autocast:
+            _, loss = runner(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return step
+
+
+def matrix_rate(tokens, n_embd, device, dtype, seconds=1.0):
+    """FLOP/s of the MLP's matrix product at this size, the fastest of many."""
+    x = torch.randn(tokens, n_embd, device=device, dtype=dtype)
+    w = torch.randn(n_embd, 4 * n_embd, device=device, dtype=dtype)
+    best, end = float('inf'), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        x @ w
+        if device.type == 'cuda':
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 8 * tokens * n_embd ** 2 / best
+
+
+def flops_per_token(shape):
+    """Of forward and backward: 6 a weight, and attention's (Chowdhery et al. 2022, appendix B)."""
+    L, C, T, V = (shape[name] for name in ('n_layer', 'n_embd', 'block_size', 'vocab_size'))
+    return 6 * (12 * L * C ** 2 + V * C) + 12 * L * C * T
+
+
+if __name__ == '__main__':
+    config.run(main)
