@@ -73,7 +73,7 @@ def main(argv):
     if len(ids) > model.config.block_size:
         print(f'the prompt has {len(ids):,} tokens; the model sees the last '
               f'{model.config.block_size:,}', file=sys.stderr)
-    idx = torch.tensor([list(ids)] * options.num_samples, device=device)  # (B, T)
+    idx = torch.tensor([list(ids)] * options.num_samples, dtype=torch.int64, device=device)
     tokens = model.generate(
         idx, options.max_new_tokens, options.temperature, options.top_k, options.top_p,
         tokenizer.vocab_size, torch.Generator(device).manual_seed(options.seed))

@@ -212,7 +212,7 @@ def sample(model, tokenizer, seed):
     start = torch.tensor([[tokenizer.start]], device=device)
     generator = torch.Generator(device).manual_seed(seed)
     model.eval()
-    tokens = model.generate(start, 200, vocab_size=tokenizer.vocab_size, generator=generator)
+    tokens = model.generate(start, 200, 0.8, vocab_size=tokenizer.vocab_size, generator=generator)
     text = tokenizer.decode([token.item() for token in tokens])
     model.train()
     return textwrap.indent(text, '    ')
@@ -232,8 +232,8 @@ def agree(seconds, stopping, machine):
 def restore(state, optimizers, scaler):
     """The progress that a checkpoint holds, whose moments go into the optimizers."""
     if 'optimizers' not in state:
-        raise UserError("this ckpt.pt has no optimizers' state, as best.pt has none: to start a new "
-                        'run with its weights, use --init_from')
+        raise UserError('this ckpt.pt has no optimizers, like a best.pt: --init_from starts a new '
+                        'run with its weights')
     load_states(optimizers, state['optimizers'])
     if state['scaler'] and scaler.is_enabled():  # another dtype may have one or none
         scaler.load_state_dict(state['scaler'])

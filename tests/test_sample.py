@@ -1,6 +1,7 @@
 """Text out of a checkpoint: streamed, in batches, stopped, and refused."""
 
 import io
+import os
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import TINY
 
+import prepare
 import sample
 import train
 from config import UserError
@@ -30,6 +32,16 @@ def test_a_sample_begins_with_its_prompt_and_repeats_with_its_seed(trained):
     assert first.startswith('the quick') and len(first) == 9 + 50 + 1
     assert trained('--start=the quick', '--max_new_tokens=50') == first
     assert trained('--start=the quick', '--max_new_tokens=50', '--seed=2') != first
+
+
+@pytest.mark.parametrize('tokenizer', ['byte', 'gpt2'])
+def test_every_tokenizer_takes_a_prompt(home, capsys, tokenizer):
+    if tokenizer == 'gpt2' and 'TIKTOKEN_CACHE_DIR' not in os.environ:
+        pytest.skip('needs TIKTOKEN_CACHE_DIR')
+    prepare.main(['--input=tiny.txt', f'--tokenizer={tokenizer}', '--name=other'])
+    train.main([*TINY, '--dataset=other', '--max_steps=2', '--out_dir=run'])
+    sample.main(['--out_dir=run', '--device=cpu', '--start=Grüße 世', '--max_new_tokens=1'])
+    assert 'Grüße 世' in capsys.readouterr().out
 
 
 def test_greedy_samples_are_the_same_alone_and_in_a_batch(trained):
