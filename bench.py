@@ -26,11 +26,12 @@ import torch.nn.functional as F
 
 import config
 import model as folio
+import script
 import train
-from config import UserError
 from corpus import Tokens
-from machine import Machine, choose_device, choose_dtype, progress_bar
+from machine import Machine, choose_device, choose_dtype
 from optim import make_optimizers
+from script import UserError, progress_bar
 
 GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'mlp': 'gelu',
         'qk_norm': False, 'bias': False, 'tied': True}  # as nanoGPT has it by default
@@ -241,4 +242,4 @@ def flops_per_token(shape):
 
 
 if __name__ == '__main__':
-    config.run(main)
+    script.run(main)

@@ -15,7 +15,7 @@ import torch
 
 import config
 import prepare
-from config import UserError
+from script import UserError
 from tokenizer import tiktoken_spec
 
 

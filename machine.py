@@ -3,13 +3,12 @@
 import contextlib
 import os
 import signal
-import sys
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from config import UserError
+from script import UserError
 
 
 @dataclass
@@ -122,17 +121,6 @@ def choose_compile(option, device):
 
 def first_line(error):
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def progress_bar(wanted=True, **options):
-    """A context with a tqdm bar, or with None where nobody watches or (it says) tqdm is absent."""
-    if not wanted or not sys.stderr.isatty():
-        return contextlib.nullcontext()
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return contextlib.nullcontext(print('no progress bar: pip install tqdm'))
-    return tqdm(dynamic_ncols=True, **options)
 
 
 @contextlib.contextmanager

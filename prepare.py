@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 import config
-from config import UserError
-from machine import progress_bar
+import script
+from script import UserError, progress_bar
 from tokenizer import Tokenizer, tiktoken_spec
 
 PIECE = 1 << 20  # bytes of text in flight
@@ -230,4 +230,4 @@ def write_tokens(paths, cut, tokenizer, dtype, folder):
 
 
 if __name__ == '__main__':
-    config.run(main)
+    script.run(main)

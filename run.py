@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 import config
-from config import UserError
 from machine import first_line
 from model import GPT, GPTConfig
+from script import UserError
 from tokenizer import Tokenizer
 
 SHAPE = [field.name for field in dataclasses.fields(GPTConfig) if field.name != 'dropout']

@@ -12,9 +12,11 @@ from typing import Literal
 import torch
 
 import config
-from config import Text, UserError
+import script
+from config import Text
 from machine import choose_device, choose_dtype
 from run import load_model
+from script import UserError
 
 
 @dataclass
@@ -133,4 +135,4 @@ def print_all(tokens, prompt, texts):
 
 
 if __name__ == '__main__':
-    config.run(main)
+    script.run(main)

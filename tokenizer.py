@@ -19,7 +19,7 @@ import codecs
 
 import numpy as np
 
-from config import UserError
+from script import UserError
 
 
 class Tokenizer:

@@ -7,7 +7,6 @@
 
 import dataclasses
 import math
-import os
 import signal
 import textwrap
 import time
@@ -21,12 +20,13 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import config
-from config import UserError
+import script
 from corpus import key, open_corpus, window_starts
-from machine import open_machine, progress_bar, stop_signals
+from machine import open_machine, stop_signals
 from model import GPT, GPTConfig
 from optim import load_states, make_optimizers, param_groups
 from run import SHAPE, inherit, load, open_folder, refuse_nan, save_run, write_log
+from script import UserError, progress_bar
 from tokenizer import Tokenizer, name_of
 
 
@@ -62,24 +62,24 @@ class TrainConfig(GPTConfig):
 
 def main(argv):
     options, given = config.parse(TrainConfig, argv)
-    options, state = starting_point(options, given)
+    options, state, resumed = starting_point(options, given)
     check(options)
     with open_machine(options) as machine:
-        return train(options, state, machine)
+        return train(options, state, resumed, machine)
 
 
 # --- what to train -------------------------------------------------------------------------------
 
 def starting_point(options, given):
-    """(options, checkpoint): what --resume or --init_from start from, or else (options, None)."""
+    """(options, checkpoint or None, whether it is resumed): where --resume or --init_from start."""
     path = folder_of(options) / 'ckpt.pt'
     if options.resume and path.exists():
         state = load(path)
         fixed = [*SHAPE, 'dataset', 'seed', 'batch_size', 'optimizer']
         names = [name for name in vars(options) if name != 'out_dir']
-        return inherit(options, given, state['config'], fixed, names), state
+        return inherit(options, given, state['config'], fixed, names), state, True
     if options.init_from is None:
-        return options, None
+        return options, None, False
     if options.init_from in ('scratch', 'resume'):
         raise UserError(f'init_from={options.init_from}: a run starts from scratch unless told '
                         'otherwise, and --resume=True goes on with one')
@@ -88,7 +88,7 @@ def starting_point(options, given):
     if (given.get('block_size') or 0) > largest:
         raise UserError(f'block_size={options.block_size} is above the checkpoint\'s {largest}')
     fixed = [name for name in SHAPE if name != 'block_size']
-    return inherit(options, given, state['config'], fixed, SHAPE), state
+    return inherit(options, given, state['config'], fixed, SHAPE), state, False
 
 
 def folder_of(options):
@@ -296,7 +296,7 @@ def train_step(runner, optimizers, scaler, tokens, options, machine, at, micro):
     return torch.stack((total, norm))
 
 
-def train(options, state, machine):
+def train(options, state, resumed, machine):
     """The run, from its first step or its checkpoint's to its end; returns the exit code."""
     train_tokens, val_tokens, meta = open_corpus(options.dataset)
     micro = micro_batch(options, train_tokens, val_tokens, machine.world)
@@ -308,15 +308,14 @@ def train(options, state, machine):
     scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
     scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
     at = {'step': 0, 'sequences': 0, 'seconds': 0.0, 'best_loss': math.inf}
-    if options.resume and state:
+    if resumed:
         at = restore(state, optimizers, scaler)
     machine.must_agree(at['step'], 'step to go on from (out_dir must be a folder they share)')
     folder, limit = folder_of(options), time_limit(options)
     last_step = math.inf if options.max_steps is None else options.max_steps
     if at['step'] >= last_step or at['seconds'] >= limit:
-        name = 'max_steps' if at['step'] >= last_step else 'max_seconds'
-        print(f'{folder} ended at step {at["step"]:,}, after {at["seconds"]:.0f} s; '
-              f'raise {name} to go on')
+        print(f'{folder} ended at step {at["step"]:,}, {at["seconds"]:.0f} s; to go on, raise '
+              f'{"max_steps" if at["step"] >= last_step else "max_seconds"}')
         return 0
     tracker = machine.first_does(open_folder, folder, options, at['step'])
     if machine.compiled:
@@ -376,8 +375,6 @@ def train(options, state, machine):
             pending.append({'step': step + 1, 'tokens': at['sequences'] * options.block_size,
                             'lr': options.learning_rate * factor, 'values': values,
                             'seconds': time.perf_counter() - begin})
-    if tracker:
-        tracker.finish()
     farewell(folder, options, at, stopping and not done)
     return 128 + (signals or [signal.SIGTERM])[0] if stopping and not done else 0
 
@@ -389,14 +386,13 @@ def farewell(folder, options, at, stopped):
     elif options.max_steps not in (None, at['step']):
         print(f'stopped by max_seconds at step {at["step"]:,} of {options.max_steps:,}; '
               'to go on: --resume=True with more of them')
-    folder = config.short(folder)
+    folder = script.short(folder)
     if at['best_loss'] < math.inf:
         print(f'best validation loss: {at["best_loss"]:.4f}, in {folder}/best.pt')
-    drawn = os.path.exists(f'{folder}/loss.png')
-    picture = f'{folder}/loss.png' if drawn else 'none (pip install matplotlib)'
-    print(f'the curve: {picture}; for more samples:\n'
-          f'python {config.short(config.ROOT / "sample.py")} --out_dir={folder}')
+    picture = Path(folder, 'loss.png')
+    print(f'the curve: {picture if picture.exists() else "pip install matplotlib"}; more samples:\n'
+          f'python {script.short(config.ROOT / "sample.py")} --out_dir={folder}')
 
 
 if __name__ == '__main__':
-    config.run(main)
+    script.run(main)

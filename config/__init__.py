@@ -1,49 +1,28 @@
 """How every script reads its options: `python train.py [config/NAME.py ...] [--key=value ...]`.
 
-A script's options are the fields of one dataclass. Arguments are read from left to right, the later
-wins; a configuration file is Python whose assignments are options. A field `from_` is `--from`.
+A script reads the fields of one dataclass, from left to right, and the later wins; a configuration
+file is Python whose assignments are options. A field `from_` is the option `--from`.
 """
 
 import ast
-import contextlib
 import dataclasses
 import difflib
 import functools
 import inspect
 import operator
-import os
 import re
 import runpy
-import sys
 import traceback
 from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Literal, NewType, get_args, get_origin
 
+from script import UserError
+
 ROOT = Path(__file__).resolve().parent.parent  # data/, config/ and out/ stand here
 Text = NewType('Text', str)  # a text in which a typed \n or \t is a newline or a tab
-NANOGPT = {'max_iters': 'max_steps', 'warmup_iters': 'warmup_steps', 'eval_iters': 'eval_tokens',
-           'lr_decay_iters': 'max_steps, where the decay ends', 'wandb_log': 'wandb_project',
-           'gradient_accumulation_steps': 'batch_size (a step), micro_batch_size (a forward pass)'}
-
-
-class UserError(Exception):
-    """What a user can mend, said in one line; printed by rank 0 only, unless any_rank is set."""
-    any_rank = False
-
-
-def run(main):
-    """Call main(argv) as a script; a UserError ends it with its line and exit code 1."""
-    sys.stdout.reconfigure(errors='replace')  # a model may say what a terminal can't show
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except BrokenPipeError:  # nobody reads on, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except (UserError, OSError) as error:
-        rank_0 = os.environ.get('RANK', '0') == '0'
-        sys.exit(f'error: {error}' if rank_0 or getattr(error, 'any_rank', True) else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+NANOGPT = {'max_iters': 'max_steps', 'lr_decay_iters': 'max_steps', 'eval_iters': 'eval_tokens',
+           'gradient_accumulation_steps': 'batch_size (of a whole step) and micro_batch_size'}
 
 
 def find(path):
@@ -52,20 +31,13 @@ def find(path):
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 
 
-def short(path):
-    """A path as a user would type it: from where they are, if it lies below."""
-    with contextlib.suppress(ValueError):  # another drive
-        path = min(os.path.relpath(path), str(path), key=lambda text: text.startswith('..'))
-    return str(path)
-
-
 def parse(cls, argv):
     """(options, given): argv as an instance of the dataclass cls, and a dict of what was named.
 
     Raises UserError for an unknown option, a value of the wrong type, a file that can't be run.
     """
-    if '--help' in argv or '-h' in argv:
-        sys.exit(print(usage(cls)))
+    if {"--help", "-h"} & set(argv):
+        raise SystemExit(print(usage(cls)))
     fields, given = {field.name.rstrip('_'): field for field in dataclasses.fields(cls)}, {}
     for where, key, value, typed in assignments(argv):
         if key not in fields:
@@ -74,8 +46,8 @@ def parse(cls, argv):
         try:
             given[fields[key].name] = as_type(value, fields[key].type, typed)
         except (ValueError, TypeError, SyntaxError, OverflowError):
-            kind = describe(fields[key].type)
-            raise UserError(f'{where} must be {kind}, not {value!r}') from None
+            message = f'{where} must be {describe(fields[key].type)}, not {value!r}'
+            raise UserError(message) from None
     return cls(**given), given
 
 
@@ -86,15 +58,15 @@ def assignments(argv):
         if key.startswith('--'):
             yield key, key[2:], text if equals else True, bool(equals)
             continue
-        if not find(argument).is_file():
-            raise UserError(f'{argument}: no such file')
         try:
             names = runpy.run_path(str(find(argument)))
         except Exception as error:
-            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-                     if frame.filename == str(find(argument))]
-            line = lines[-1] if lines else getattr(error, 'lineno', None)
-            raise UserError(f'{argument}, line {line}: {type(error).__name__}: {error}') from None
+            if not find(argument).is_file():
+                raise UserError(f'{argument}: no such file') from None
+            at = [getattr(error, 'lineno', '?')]  # a SyntaxError's
+            at += [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+                   if frame.filename == str(find(argument))]
+            raise UserError(f'{argument}, line {at[-1]}: {type(error).__name__}: {error}') from None
         for key, value in names.items():
             if not (key.startswith('_') or isinstance(value, ModuleType) or callable(value)):
                 yield f'{argument}: {key}', key, value, False
@@ -134,7 +106,6 @@ def usage(cls):
     """The help: the script's docstring, then each option with its default and its comment."""
     lines = [inspect.getmodule(cls).__doc__]
     for owner in filter(dataclasses.is_dataclass, cls.__mro__):
-        source = inspect.getsource(owner)
-        for name, comment in re.findall(r'^    (\w+): .*?  # (.*)$', source, re.MULTILINE):
+        for name, comment in re.findall(r'(?m)^    (\w+): .*?  # (.*)$', inspect.getsource(owner)):
             lines.append(f'  --{name.rstrip("_")}={getattr(cls(), name)}'.ljust(32) + f' {comment}')
     return '\n'.join(lines)

@@ -5,8 +5,9 @@ from typing import Literal
 
 import pytest
 
-import config
-from config import Text, UserError, parse
+import script
+from config import Text, parse
+from script import UserError
 
 
 @dataclass
@@ -88,5 +89,5 @@ def test_only_rank_0_prints_what_all_ranks_get_wrong(monkeypatch):
     for rank, code in (('0', 'error: wrong'), ('1', 1)):
         monkeypatch.setenv('RANK', rank)
         with pytest.raises(SystemExit) as stop:
-            config.run(fails)
+            script.run(fails)
         assert stop.value.code == code

@@ -8,8 +8,8 @@ from conftest import TEXT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import UserError
 from corpus import Tokens, open_corpus, permute, window_starts
+from script import UserError
 
 
 @given(st.integers(1, 500), st.integers(0, 2**64 - 1))

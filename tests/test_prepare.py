@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prepare
-from config import UserError
+from script import UserError
 from tokenizer import Tokenizer, tiktoken_spec
 
 DIGEST = sha256(TEXT.encode()).hexdigest()

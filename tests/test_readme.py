@@ -53,7 +53,7 @@ def test_the_commands_run_in_their_order(checkout):
 
 
 def test_the_table_of_files_has_their_lengths():
-    rows = re.findall(r'^\| \[`?([\w./]+)`?\]\([\w./]+\) \| (\d+) \|', README, re.MULTILINE)
+    rows = re.findall(r'^\| \[.+\]\(([\w./]+)\) \| (\d+) \|', README, re.MULTILINE)
     counts = {name: len((REPOSITORY / name).read_text(encoding='utf-8').splitlines())
               for name, _ in rows}
     assert {name: int(count) for name, count in rows} == counts

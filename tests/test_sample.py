@@ -12,7 +12,7 @@ from conftest import TINY
 import prepare
 import sample
 import train
-from config import UserError
+from script import UserError
 from tokenizer import Tokenizer
 
 

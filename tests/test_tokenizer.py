@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import UserError
+from script import UserError
 from tokenizer import Tokenizer, name_of, tiktoken_spec
 
 BYTE = Tokenizer({'kind': 'byte'})
@@ -81,8 +81,8 @@ def test_gpt2_agrees_with_tiktoken():
 
 
 def test_a_vocabulary_that_cannot_be_fetched_is_one_line(tmp_path):
-    code = ('import config, tokenizer\n'
-            'config.run(lambda argv: tokenizer.tiktoken_spec("gpt2"))')
+    code = ('import script, tokenizer\n'
+            'script.run(lambda argv: tokenizer.tiktoken_spec("gpt2"))')
     nowhere = {name: 'http://127.0.0.1:9' for name in ('HTTPS_PROXY', 'https_proxy')}
     result = subprocess.run(
         [sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True,

@@ -18,10 +18,11 @@ import machine
 import prepare
 import run
 import train
-from config import UserError, parse
+from config import parse
 from corpus import open_corpus
 from model import GPT
 from optim import make_optimizers
+from script import UserError
 from tokenizer import Tokenizer
 
 CPU = machine.Machine(torch.device('cpu'))
