@@ -40,14 +40,13 @@ def parse(cls, argv):
         raise SystemExit(print(usage(cls)))
     fields, given = {field.name.rstrip('_'): field for field in dataclasses.fields(cls)}, {}
     for where, key, value, typed in assignments(argv):
-        if key not in fields:
+        if not (field := fields.get(key)):
             near = NANOGPT.get(key) or ''.join(difflib.get_close_matches(key, fields, 1))
             raise UserError(f'{where}: no such option; is it {near or "in --help"}?')
         try:
-            given[fields[key].name] = as_type(value, fields[key].type, typed)
+            given[field.name] = as_type(value, field.type, typed)
         except (ValueError, TypeError, SyntaxError, OverflowError):
-            message = f'{where} must be {describe(fields[key].type)}, not {value!r}'
-            raise UserError(message) from None
+            raise UserError(f'{where} must be {describe(field.type)}, not {value!r}') from None
     return cls(**given), given
 
 

@@ -323,7 +323,8 @@ def test_a_checkpoint_with_code_is_not_run(home):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(home / 'evil'),)
-    (home / 'some.pt').write_bytes(pickle.dumps({'model': Evil(), 'config': {}, 'tokenizer': None}))
+    state = {'model': Evil(), 'config': {}, 'tokenizer': None}
+    (home / 'some.pt').write_bytes(pickle.dumps(state, protocol=2))
     with pytest.raises(UserError, match='no whole checkpoint'):
         run.load('some.pt')
     assert not (home / 'evil').exists()
