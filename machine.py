@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 from dataclasses import dataclass
 
@@ -67,7 +68,13 @@ def open_machine(options):
             silence = stack.enter_context(open(os.devnull, 'w'))
             stack.enter_context(contextlib.redirect_stdout(silence))
         machine.compiled = choose_compile(options.compile, device)
-        yield machine
+        try:
+            yield machine
+        except RuntimeError as error:  # CUDA's OutOfMemoryError is one
+            if not re.search("out of memory|can't allocate memory", str(error)):
+                raise
+            raise UserError('out of memory: a smaller micro_batch_size helps, or --recompute=True, '
+                            'or a smaller block_size') from None
 
 
 def choose_device(name):

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -39,6 +40,7 @@ class GPTConfig:
     bias: bool = False  # linear layers, and layernorms with weights, have biases
     tied: bool = True  # the head's weights are the embedding's
     dropout: float = 0.0  # of embeddings, attention and sublayers, in training
+    recompute: bool = False  # blocks' activations in the backward pass: less memory, more time
 
     def resolved(self):
         """A copy with the derived values filled in; ValueError where two of them don't fit."""
@@ -189,6 +191,19 @@ class Block(nn.Module):
         return x if self.mlp is None else x + self.dropout(self.mlp(self.norm2(x)))
 
 
+def cross_entropy(x, weight, targets, most=2 ** 26):
+    """The mean cross entropy of targets (N,), -1 ignored, and the logits x @ weight' of x (N, C);
+    at most `most` of those are held at a time, and the backward pass computes them again."""
+    def loss(x, targets):
+        logits = F.linear(x, weight).float()
+        return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
+    rows, count = max(1, most // len(weight)), (targets >= 0).sum()
+    if len(x) <= rows or torch.compiler.is_compiling():  # which holds few by itself
+        return loss(x, targets) / count
+    parts = zip(x.split(rows), targets.split(rows), strict=True)
+    return sum(checkpoint(loss, *part, use_reentrant=False) for part in parts) / count
+
+
 class GPT(nn.Module):
     """A decoder-only transformer (Radford et al. 2019); ValueError for an impossible config."""
 
@@ -238,13 +253,16 @@ class GPT(nn.Module):
         x = self.dropout(x)
         rope = self.rope[:, past:end] if self.rope is not None else None
         for block in self.blocks:
-            x = block(x, rope, cache)
+            if self.config.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, cache, use_reentrant=False)
+            else:
+                x = block(x, rope, cache)
         if cache:
             cache.length = end
-        logits = self.lm_head(self.norm(x))  # (B, T, V)
+        x = self.norm(x)
         if targets is None:
-            return logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+            return self.lm_head(x)  # (B, T, V)
+        return cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None,

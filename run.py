@@ -24,7 +24,8 @@ from model import GPT, GPTConfig
 from script import UserError
 from tokenizer import Tokenizer
 
-SHAPE = [field.name for field in dataclasses.fields(GPTConfig) if field.name != 'dropout']
+SHAPE = [field.name for field in dataclasses.fields(GPTConfig)
+         if field.name not in ('dropout', 'recompute')]
 
 
 def save(state, path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, GPTConfig, KVCache, attend_explicitly, draw
+from model import GPT, GPTConfig, KVCache, attend_explicitly, cross_entropy, draw
 
 SMALL = dict(vocab_size=50, block_size=16, n_layer=2, n_head=4, n_embd=32)
 SHAPES = [dict(zip(('position', 'norm', 'mlp', 'n_kv_head', 'qk_norm', 'bias', 'tied'), values,
@@ -112,6 +112,31 @@ def test_every_residual_projection_starts_narrower():
         assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.1)
         for layer in (block.attention.proj, block.mlp.proj):
             assert layer.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
+
+
+@pytest.mark.parametrize('most', [1, 50, 150, 350])
+def test_the_loss_in_parts_is_the_loss_with_its_gradients(most):
+    torch.manual_seed(0)
+    x, weight = torch.randn(8, 6, requires_grad=True), torch.randn(50, 6, requires_grad=True)
+    targets = torch.tensor([3, 49, -1, 0, 7, -1, 7, 20])
+    results = []
+    for limit in (most, 10 ** 6):
+        loss = cross_entropy(x, weight, targets, limit)
+        results.append([loss, *torch.autograd.grad(3 * loss, (x, weight))])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(cross_entropy(x, weight, targets, most), results[1][0], atol=1e-6)
+
+
+def test_recomputing_changes_nothing(dropout=0.2):
+    gradients = []
+    for recompute in (False, True):
+        model, idx = make(dropout=dropout, recompute=recompute).train(), some_ids(2, 9)
+        torch.manual_seed(5)
+        model(idx[:, :-1], idx[:, 1:]).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(map(torch.equal, *gradients))
 
 
 @pytest.mark.parametrize('heads, key_heads', [(4, 4), (4, 2), (3, 1)])

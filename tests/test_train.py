@@ -186,6 +186,14 @@ def test_compiling_changes_neither_the_names_nor_the_results(home, monkeypatch):
     assert len(compiled) == 1 and equal(weights(home / 'eager'), weights(home / 'compiled'))
 
 
+def test_running_out_of_memory_names_what_helps(home, monkeypatch):
+    def fails(*rest):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB\nmore')
+    monkeypatch.setattr(train, 'train_step', fails)
+    with pytest.raises(UserError, match='out of memory: a smaller micro_batch_size'):
+        train.main([*TINY, '--max_steps=2'])
+
+
 def test_a_longer_log_than_the_checkpoint_is_cut_on_resume(home):
     train.main([*TINY, '--max_steps=4'])
     folder = home / 'out' / 'tiny'
