@@ -126,8 +126,9 @@ def fetch(options, folder):
             return download(url, path, options.sha256)
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = f'{type(error).__name__}: {error}'
-    raise UserError(f'{options.url} could not be fetched ({reason}); put that file at {path}, or '
-                    'train without a download: python train.py --dataset=stdlib')
+    raise UserError(f'{options.url} could not be fetched ({reason}); save that file as {path}, or '
+                    'name a folder that has it in DATA_MIRROR, or train without a download: '
+                    'python train.py --dataset=stdlib')
 
 
 def download(url, path, sha256):

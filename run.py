@@ -62,7 +62,7 @@ def load(path):
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a cut or foreign file makes the reader raise
-        raise UserError(f'{path} is no whole checkpoint: {first_line(error)}') from None
+        raise UserError(f'{path} is no whole checkpoint ({type(error).__name__})') from None
     if not isinstance(state, dict) or not {'model', 'config', 'tokenizer'} <= state.keys():
         raise UserError(f'{path} is not a checkpoint of train.py')
     return state

@@ -33,7 +33,7 @@ def short(path):
 
 def progress_bar(wanted=True, **options):
     """A context with a tqdm bar, or with None where nobody watches or (it says) tqdm is absent."""
-    if not wanted or not sys.stderr.isatty():
+    if not (wanted and sys.stderr.isatty() and os.get_terminal_size(2).columns):
         return contextlib.nullcontext()
     try:
         from tqdm import tqdm

@@ -114,15 +114,16 @@ def check(options):
     for name, lower in least.items():
         value, upper = getattr(options, name), most.get(name, math.inf)
         if value is not None and not lower <= value <= upper:
-            raise UserError(f'{name} must be between {lower} and {upper}, not {value}')
+            limits = f'at least {lower}' if value < lower else f'at most {upper}'
+            raise UserError(f'{name} must be {limits}, not {value}')
 
 
 def micro_batch(options, train_tokens, val_tokens, world):
     """How many sequences a process takes in one pass; UserError if that or a split doesn't fit."""
     if len(train_tokens) < 2 * options.block_size or len(val_tokens) < 2:
         raise UserError(f'{options.dataset} is too short for block_size={options.block_size}: it '
-                        f'has {len(train_tokens):,} of {2 * options.block_size:,} tokens for '
-                        f'training and {len(val_tokens):,} of 2 for validation')
+                        f'has {len(train_tokens):,} tokens for training, which needs two blocks, '
+                        f'and {len(val_tokens):,} for validation, which needs 2')
     micro = options.micro_batch_size or max(1, options.batch_size // world)
     if options.batch_size % (world * micro):
         raise UserError(f'batch_size={options.batch_size} is not divisible by {world} (processes) '
@@ -266,7 +267,7 @@ def show(record, options, bar):
         print(text, flush=True)
     else:
         bar.n = step if options.max_steps is not None else min(int(seconds), bar.total)
-        bar.set_postfix_str(text)
+        bar.set_description_str(text)
 
 
 def train_step(runner, optimizers, scaler, tokens, options, machine, at, micro):
@@ -310,6 +311,7 @@ def train(options, state, resumed, machine):
     at = {'step': 0, 'sequences': 0, 'seconds': 0.0, 'best_loss': math.inf}
     if resumed:
         at = restore(state, optimizers, scaler)
+        print(f'going on from step {at["step"]:,} of {folder_of(options)}')
     machine.must_agree(at['step'], 'step to go on from (out_dir must be a folder they share)')
     folder, limit = folder_of(options), time_limit(options)
     last_step = math.inf if options.max_steps is None else options.max_steps
@@ -332,7 +334,7 @@ def train(options, state, resumed, machine):
     begin, logged = time.perf_counter() - at['seconds'], at['seconds']
     with stop_signals() as signals, progress_bar(
             machine.rank == 0, total=options.max_steps or limit,
-            bar_format='{percentage:3.0f}% |{bar}| {postfix}') as bar:
+            bar_format='{percentage:3.0f}% |{bar}| {desc}') as bar:
         say = bar.write if bar is not None else print
         while True:
             at['seconds'], stopping = agree(time.perf_counter() - begin, bool(signals), machine)
@@ -381,17 +383,15 @@ def train(options, state, resumed, machine):
 
 def farewell(folder, options, at, stopped):
     """What became of the run, and what to do with it."""
-    if stopped:
-        print(f'stopped by a signal after step {at["step"]:,}; to go on: --resume=True')
-    elif options.max_steps not in (None, at['step']):
-        print(f'stopped by max_seconds at step {at["step"]:,} of {options.max_steps:,}; '
-              'to go on: --resume=True with more of them')
-    folder = script.short(folder)
+    folder, here = script.short(folder), script.short(config.ROOT)
+    if stopped or options.max_steps not in (None, at['step']):
+        print(f'stopped by {"a signal" if stopped else "max_seconds"} after step {at["step"]:,}; '
+              f'to go on: python {Path(here, "train.py")} --out_dir={folder} --resume=True')
     if at['best_loss'] < math.inf:
         print(f'best validation loss: {at["best_loss"]:.4f}, in {folder}/best.pt')
     picture = Path(folder, 'loss.png')
     print(f'the curve: {picture if picture.exists() else "pip install matplotlib"}; more samples:\n'
-          f'python {script.short(config.ROOT / "sample.py")} --out_dir={folder}')
+          f'python {Path(here, "sample.py")} --out_dir={folder}')
 
 
 if __name__ == '__main__':

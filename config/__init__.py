@@ -32,10 +32,8 @@ def find(path):
 
 
 def parse(cls, argv):
-    """(options, given): argv as an instance of the dataclass cls, and a dict of what was named.
-
-    Raises UserError for an unknown option, a value of the wrong type, a file that can't be run.
-    """
+    """(options, given): argv as an instance of the dataclass cls, and a dict of what was named;
+    UserError for an unknown option, a value of the wrong type, a file that can't be run."""
     if {"--help", "-h"} & set(argv):
         raise SystemExit(print(usage(cls)))
     fields, given = {field.name.rstrip('_'): field for field in dataclasses.fields(cls)}, {}
@@ -55,13 +53,14 @@ def assignments(argv):
     for argument in argv:
         key, equals, text = argument.partition('=')
         if key.startswith('--'):
-            yield key, key[2:], text if equals else True, bool(equals)
+            where = key if equals else f'{key}=VALUE'
+            yield where, key[2:], text if equals else True, bool(equals)
             continue
         try:
             names = runpy.run_path(str(find(argument)))
         except Exception as error:
             if not find(argument).is_file():
-                raise UserError(f'{argument}: no such file') from None
+                raise UserError(f'{argument}: no such file; options are --key=value') from None
             at = [getattr(error, 'lineno', '?')]  # a SyntaxError's
             at += [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                    if frame.filename == str(find(argument))]
@@ -91,9 +90,9 @@ def as_type(value, kind, typed):
         value = functools.reduce(operator.mul, map(ast.literal_eval, value.split('*')))
     if {type(value), kind} == {int, float} and value == kind(value):
         return kind(value)
-    if type(value) is not kind:
-        raise ValueError
-    return value
+    if type(value) is kind:
+        return value
+    raise ValueError
 
 
 def describe(kind):

@@ -33,6 +33,7 @@ class Options:
     ('--compile=True', 'compile', True), ('--compile=auto', 'compile', 'auto'),
     ('--input=a,b', 'input', ['a', 'b']),
     (r'--start=\n\tx', 'start', '\n\tx'), ('--start=a=b', 'start', 'a=b'),
+    ('--start=', 'start', ''),
     (r'--path=C:\new', 'path', r'C:\new'), ('--from=gpt2', 'from_', 'gpt2'),
 ])
 def test_a_value_gets_the_type_of_its_option(argument, name, value):
@@ -45,6 +46,7 @@ def test_a_value_gets_the_type_of_its_option(argument, name, value):
     ('--cuont=3', 'is it count'), ('--xyzzy=3', '--help'), ('--max_iters=9', 'max_steps'),
     ('--count=True', "must be int, not 'True'"), ('--count=1.5', 'must be int'),
     ('--count', 'must be int'), ('--count=1e999', 'must be int'), ('--start', 'must be Text'),
+    ('--share', '--share=VALUE must be float'),
     ('--fast=1', 'must be bool'), ('--kind=moun', "'gelu' or 'relu2'"),
     ('--limit=x', 'int or None'), ('--count=exit()', 'must be int'), ('nowhere.py', 'no such file'),
 ])

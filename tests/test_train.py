@@ -362,6 +362,7 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on_exactly(prepared, che
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number and 'stopped by a signal after' in out, err
+    assert f'--out_dir={name} --resume=True' in out
     stopped = torch.load(checkout / name / 'ckpt.pt', weights_only=True)['step']
     assert 5 <= stopped < 400
     for more in ([f'--out_dir={name}', '--resume=True'], ['--out_dir=whole']):
