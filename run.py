@@ -40,7 +40,8 @@ def save(state, path):
     except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
         temporary.unlink(missing_ok=True)
         kept = '; the one before it is untouched' if path.exists() else ''
-        raise UserError(f'{path} could not be saved: {first_line(error)}{kept}') from None
+        raise UserError(f'{path} could not be saved (is the disk full?): {first_line(error)}'
+                        f'{kept}') from None
 
 
 def save_run(folder, best, optimizers, scaler, state):
