@@ -29,8 +29,7 @@ def make_optimizers(model, options):
         optimizers.append(Muon([group], options.muon_lr, weight_decay=options.weight_decay,
                                dtype=torch.bfloat16 if fast else torch.float32))
     held = [p for group in param_groups(optimizers) for p in group['params']]
-    count = len(list(model.parameters()))
-    assert len(held) == len(set(held)) == count, f'{len(held)} of {count} parameters are held'
+    assert len(held) == len(set(held)) == len(list(model.parameters())), f'{len(held)} are held'
     return optimizers
 
 
@@ -72,8 +71,7 @@ class Muon(torch.optim.Optimizer):
                 for pair in zip(p.split(parts), update.split(parts), strict=True):
                     by_shape[pair[0].shape].append(pair)
             for (height, width), pairs in by_shape.items():
-                updates = torch.stack([update for _, update in pairs]).to(self.dtype)
-                updates = orthogonalize(updates)  # (N, height, width)
+                updates = orthogonalize(torch.stack([update for _, update in pairs]).to(self.dtype))
                 scale = group['lr'] * max(1, height / width) ** 0.5
                 for (part, _), update in zip(pairs, updates, strict=True):
                     part.mul_(1 - group['lr'] * group['weight_decay']).add_(update, alpha=-scale)

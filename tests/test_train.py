@@ -84,6 +84,19 @@ def test_a_step_takes_the_same_windows_for_any_processes_and_micro_batches(
     assert taken == list(range(24, 32))
 
 
+def test_dropout_is_another_in_each_step_micro_step_and_rank(home, monkeypatch):
+    options, seeds = options_of('--vocab_size=40', '--dropout=0.1'), []
+    tokens, model = open_corpus('tiny')[0], GPT(options)
+    monkeypatch.setattr(torch, 'manual_seed', seeds.append)
+    for step in range(3):
+        for rank in range(2):
+            train.train_step(model, make_optimizers(model, options),
+                             torch.amp.GradScaler('cpu', enabled=False), tokens, options,
+                             machine.Machine(torch.device('cpu'), rank=rank),
+                             {'step': step, 'sequences': 0}, 2)
+    assert len(seeds) == len(set(seeds)) == 3 * 2 * 2
+
+
 @pytest.mark.parametrize('limit', [None, 16, 17, 50])
 @pytest.mark.parametrize('batch_size', [1, 3])
 def test_evaluation_covers_each_token_once(home, limit, batch_size):
