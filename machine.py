@@ -1,6 +1,7 @@
 """The machine a script runs on: device, number format, compiler, other processes, signals."""
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -62,7 +63,7 @@ def open_machine(options):
     with contextlib.ExitStack() as stack:
         if 'RANK' in os.environ:
             dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo')
-            stack.callback(dist.destroy_process_group)
+            stack.callback(leave_group)
             machine.rank, machine.world = dist.get_rank(), dist.get_world_size()
         if machine.rank:
             silence = stack.enter_context(open(os.devnull, 'w'))
@@ -75,6 +76,13 @@ def open_machine(options):
                 raise
             raise UserError('out of memory: a smaller micro_batch_size helps, or --recompute=True, '
                             'or a smaller block_size') from None
+
+
+def leave_group():
+    """Leave the process group after whatever still holds it: threads of a group that outlives this
+    end the process with an abort."""
+    gc.collect()  # DDP is in reference cycles
+    dist.destroy_process_group()
 
 
 def choose_device(name):
