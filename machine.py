@@ -1,6 +1,7 @@
 """The machine a script runs on: device, number format, compiler, other processes, signals."""
 
 import contextlib
+import ctypes
 import gc
 import os
 import re
@@ -58,6 +59,7 @@ class Machine:
 def open_machine(options):
     """The Machine of the options device, dtype and compile; under torchrun connected to the others,
     and only rank 0 prints."""
+    keep_memory()
     device = choose_device(options.device)
     machine = Machine(device, choose_dtype(options.dtype, device))
     with contextlib.ExitStack() as stack:
@@ -76,6 +78,15 @@ def open_machine(options):
                 raise
             raise UserError('out of memory: a smaller micro_batch_size helps, or --recompute=True, '
                             'or a smaller block_size') from None
+
+
+def keep_memory():
+    """Have glibc keep what is freed for the next step: memory that comes back from the system has
+    to be zeroed first, which on a CPU can take longer than the arithmetic on it."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 2 ** 30)  # M_MMAP_THRESHOLD
 
 
 def leave_group():
