@@ -1,7 +1,7 @@
-"""Speed and memory of training, side by side: tokens per second, peak memory, share of the machine.
+"""Speed and memory, side by side: of training, of preparing a text, of drawing a batch.
 
     python bench.py
-    python bench.py --sizes=nanogpt_cpu --against=../nanoGPT --rounds=20
+    python bench.py --sizes=nanogpt_cpu --text_mb=0 --against=../nanoGPT --rounds=20
 
 Each contender is a process with a memory of its own. They take their steps in turns, one at a time,
 so that a noisy machine is noisy for all; what is printed are medians.
@@ -12,9 +12,11 @@ import importlib.util
 import io
 import multiprocessing
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,10 +28,11 @@ import torch.nn.functional as F
 
 import config
 import model as folio
+import prepare
 import script
 import train
-from corpus import Tokens
-from machine import Machine, choose_device, choose_dtype
+from corpus import Tokens, window_starts
+from machine import Machine, choose_device, choose_dtype, keep_memory
 from optim import make_optimizers
 from script import UserError, progress_bar
 
@@ -50,18 +53,19 @@ OURS = {'eager': {}, 'compiled': {'compile': True},
 @dataclass
 class BenchConfig:
     """What to measure."""
-    sizes: list[str] = field(default_factory=lambda: ['nanogpt_cpu'])  # also nanogpt_10m and gpt2
+    sizes: list[str] = field(default_factory=lambda: ['nanogpt_cpu'])  # also nanogpt_10m, gpt2
     ours: list[str] = field(default_factory=lambda: list(OURS))  # which of our ways to train
     attention: bool = True  # and explicit attention, SDPA and nn.TransformerEncoder
     against: str | None = None  # a checkout of nanoGPT, whose model.py is measured too
     rounds: int = 10  # steps of each contender
+    text_mb: int = 10  # megabytes of text to prepare with each tokenizer; 0: none
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'  # ours; nanoGPT's is float32 on a CPU
 
 
 def main(argv):
     options, _ = config.parse(BenchConfig, argv)
-    for size in options.sizes:
+    for size in filter(None, options.sizes):
         if size not in SIZES:
             raise UserError(f'no size {size}; there are {", ".join(SIZES)}')
     if options.against and not Path(options.against, 'model.py').is_file():
@@ -69,8 +73,11 @@ def main(argv):
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     print(f'{Machine(device, dtype)}; {torch.get_num_threads()} threads, torch {torch.__version__}')
-    for size in options.sizes:
+    for size in filter(None, options.sizes):
         measure(size, options, device, dtype)
+    if options.text_mb > 0:
+        measure_texts(options.text_mb)
+        measure_batches()
 
 
 def measure(size, options, device, dtype):
@@ -128,10 +135,11 @@ def contend(pipe, name, size, options):
         path = Path(folder, 'train.bin')
         generator = np.random.default_rng(0)
         generator.integers(0, shape['vocab_size'], 1 << 20, dtype=np.uint16).tofile(path)
-        tokens = Tokens(path, np.uint16, shape['vocab_size'])
+        tokens = Tokens([path], np.uint16, shape['vocab_size'])
         if name == 'nanoGPT':
             step = nanogpt_step(shape, options.against, tokens, device)
         else:
+            keep_memory()
             step = our_step(name, shape, tokens, device, dtype)
         for _ in range(3):
             step()
@@ -208,7 +216,7 @@ def nanogpt_step(shape, path, tokens, device):
 
     def step():
         starts = torch.randint(len(tokens) - T, (shape['batch_size'],))
-        x, y = (torch.stack([torch.from_numpy(tokens.ids[i + shift:i + shift + T].astype(np.int64))
+        x, y = (torch.stack([torch.from_numpy(tokens.read(int(i) + shift, T).astype(np.int64))
                              for i in starts]) for shift in (0, 1))
         if device.type == 'cuda':
             x, y = (z.pin_memory().to(device, non_blocking=True) for z in (x, y))
@@ -239,6 +247,69 @@ def flops_per_token(shape):
     """Of forward and backward: 6 a weight, and attention's (Chowdhery et al. 2022, appendix B)."""
     L, C, T, V = (shape[name] for name in ('n_layer', 'n_embd', 'block_size', 'vocab_size'))
     return 6 * (12 * L * C ** 2 + V * C) + 12 * L * C * T
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+TEXT_TURN = """
+import os, pathlib, sys, time
+import config, prepare, texts, tokenizer
+name, path = sys.argv[1], pathlib.Path(sys.argv[2])
+config.ROOT = path.parent
+if ',' in name:
+    encoding = tokenizer.Tokenizer(tokenizer.tiktoken_spec('gpt2')).encoding
+    whole = path.read_text(encoding='utf-8', errors='ignore')
+    pieces = [whole[i:i + texts.PIECE] for i in range(0, len(whole), texts.PIECE)]
+start = time.perf_counter()
+if ',' in name:
+    encoding.encode_ordinary_batch(pieces, num_threads=os.cpu_count())
+else:
+    prepare.main([f'--input={path}', f'--tokenizer={name}', '--name=text'])
+status = pathlib.Path('/proc/self/status')  # only Linux has it
+kilobytes = status.read_text().split('VmHWM:')[1].split()[0] if status.exists() else 'nan'
+print(time.perf_counter() - start, 1024 * float(kilobytes))
+"""  # in a process of its own, without torch
+
+
+def measure_texts(megabytes, rounds=3):
+    """Print the table of preparing the standard library's source, repeated to that size."""
+    names = ['char', 'byte', 'gpt2', "gpt2, tiktoken's encode_ordinary_batch", 'bpe:4096']
+    seconds, memory = defaultdict(list), {}
+    with tempfile.TemporaryDirectory() as folder, progress_bar(
+            total=rounds * len(names), desc='texts') as bar:
+        paths = prepare.read_options([str(config.ROOT / 'data' / 'stdlib.py')]).input
+        source = b''.join(Path(path).read_bytes() for path in paths)
+        path = Path(folder, 'text.txt')
+        path.write_bytes((source * (megabytes * 10 ** 6 // len(source) + 1))[:megabytes * 10 ** 6])
+        for name in names * rounds:
+            turn = subprocess.run([sys.executable, '-c', TEXT_TURN, name, path], cwd=config.ROOT,
+                                  capture_output=True, text=True)
+            if turn.returncode == 0:  # else there is no vocabulary, or a library is missing
+                second, memory[name] = map(float, turn.stdout.split()[-2:])
+                seconds[name].append(second)
+            if bar is not None:
+                bar.update()
+    print(f'\n### {megabytes:,} MB of text\n\n| | MB/s | peak memory, MB |\n|---|---|---|')
+    for name, some in seconds.items():
+        print(f'| {name} | {megabytes / statistics.median(some):.1f} | {memory[name] / 1e6:.0f} |')
+
+
+def measure_batches(tokens=10 ** 10, size=16, length=1024, rounds=100):
+    """Print how long it takes to open a corpus of so many tokens and to draw its batches."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, times = Path(folder, 'train.bin'), []
+        with open(path, 'wb') as file:
+            file.truncate(2 * tokens)  # which takes no room on most disks
+        start = time.perf_counter()
+        corpus = Tokens([path], np.uint16, 1)
+        opened = time.perf_counter() - start
+        for first in range(0, size * rounds, size):
+            start = time.perf_counter()
+            starts = window_starts(np.arange(first, first + size), len(corpus), length, seed=1)
+            corpus.windows(starts, length + 1)
+            times.append(time.perf_counter() - start)
+    print(f'\n{tokens:,} tokens: {1000 * opened:.1f} ms to open, '
+          f'{1000 * statistics.median(times):.2f} ms for a batch of {size} x {length}')
 
 
 if __name__ == '__main__':

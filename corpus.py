@@ -8,6 +8,7 @@ and after any interruption, and finding it takes neither memory nor time, howeve
 """
 
 import json
+import math
 import os
 
 import numpy as np
@@ -18,39 +19,72 @@ import prepare
 from script import UserError
 from tokenizer import tiktoken_spec
 
+HEADER = [20240520, 1]  # llm.c's magic number and version
+GOLDEN = np.uint64(0x9e3779b97f4a7c15)  # SplitMix64's step
+
 
 class Tokens:
-    """A split: `len` token ids, read from disk where they are needed."""
+    """A split: `len` token ids, of one file or of several after another, read where needed.
 
-    def __init__(self, path, dtype, vocab_size, count=None):
-        size, width = path.stat().st_size, np.dtype(dtype).itemsize
-        if count is not None and size != count * width:
-            raise UserError(f'{path} is half made: it has {size:,} bytes, meta.json says {count:,} '
-                            'tokens; run prepare.py again')
-        if size % width:
-            raise UserError(f'{path} has {size:,} bytes, no whole number of {dtype} tokens')
-        self.path, self.vocab_size = path, vocab_size
-        self.ids = np.memmap(path, dtype, mode='r') if size else np.zeros(0, dtype)
+    Files are bare little-endian ids, or have the header of 1 KiB that llm.c writes: 256 int32, the
+    first three HEADER and the number of ids, which are uint16.
+    """
+
+    def __init__(self, paths, dtype, vocab_size, count=None):
+        self.paths, self.vocab_size = paths, vocab_size
+        self.shards = [open_shard(path, np.dtype(dtype)) for path in paths]
+        self.ends = np.cumsum([count for *_, count in self.shards])
+        if count not in (None, len(self)):
+            raise UserError(f'{paths[0]} is half made: it has {len(self):,} tokens, meta.json says '
+                            f'{count:,}; run prepare.py again')
 
     def __len__(self):
-        return len(self.ids)
+        return int(self.ends[-1])
+
+    def read(self, start, length):
+        """The ids from start on, as they are on disk."""
+        parts, number = [], int(np.searchsorted(self.ends, start, 'right'))
+        while length > 0:
+            file, dtype, offset, count = self.shards[number]
+            at = start - (self.ends[number] - count)
+            file.seek(offset + at * dtype.itemsize)
+            ids = np.frombuffer(file.read(min(length, count - at) * dtype.itemsize), dtype)
+            parts, number = [*parts, ids], number + 1
+            start, length = start + len(ids), length - len(ids)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def windows(self, starts, length):
         """The windows of `length` tokens at starts: a tensor (B, length), int64."""
-        ids = np.stack([self.ids[start:start + length] for start in starts]).astype(np.int64)
+        ids = np.stack([self.read(start, length) for start in starts]).astype(np.int64)
         if ids.max() >= self.vocab_size:
             row, column = np.argwhere(ids >= self.vocab_size)[0]
-            error = UserError(f'{self.path}: token {starts[row] + column:,} is {ids[row, column]}, '
+            place = starts[row] + column
+            path = self.paths[np.searchsorted(self.ends, place, 'right')]
+            error = UserError(f'{path}: token {place:,} of the split is {ids[row, column]}, '
                               f'beyond the vocabulary of {self.vocab_size:,} ids')
             error.any_rank = True
             raise error
         return torch.from_numpy(ids)
 
 
+def open_shard(path, dtype):
+    """(file, dtype, offset, count): where the ids of a token file are; UserError if it is cut."""
+    file, size = open(path, 'rb', buffering=0), path.stat().st_size
+    head = np.frombuffer(file.read(12), '<i4').tolist() if size >= 12 else []
+    if head[:2] == HEADER:
+        if size != 1024 + 2 * head[2]:
+            raise UserError(f'{path} is half made: it has {size:,} bytes, its header says '
+                            f'{head[2]:,} tokens of 2')
+        return file, np.dtype('<u2'), 1024, head[2]
+    if size % dtype.itemsize:
+        raise UserError(f'{path} has {size:,} bytes, no whole number of {dtype} tokens')
+    return file, dtype, 0, size // dtype.itemsize
+
+
 def open_corpus(name):
     """(train, val, meta) of data/NAME/, prepared first where only its recipe is there."""
     folder, recipe = config.ROOT / 'data' / name, config.ROOT / 'data' / f'{name}.py'
-    if not (folder / 'train.bin').exists():
+    if not list(folder.glob('*train*.bin')):
         if not recipe.exists():
             known = ', '.join(sorted(path.stem for path in recipe.parent.glob('*.py')))
             raise UserError(f'no data set or recipe is called {name}; recipes: {known}; for a text '
@@ -67,9 +101,16 @@ def open_corpus(name):
     else:
         meta = {'tokenizer': gpt2_or_none(), 'vocab_size': 50257, 'dtype': 'uint16', 'tokens': {}}
         print(f"{folder} has no meta.json: its tokens are taken as GPT-2's (50,257 ids)")
-    splits = [Tokens(folder / f'{split}.bin', np.dtype(meta['dtype']).newbyteorder('<'),
-                     meta['vocab_size'], meta['tokens'].get(split)) for split in ('train', 'val')]
-    return *splits, meta
+    return *(open_split(folder, split, meta) for split in ('train', 'val')), meta
+
+
+def open_split(folder, split, meta):
+    """The Tokens of all files in the folder that have the split in their name, in sorted order."""
+    paths = sorted(folder.glob(f'*{split}*.bin'))
+    if not paths:
+        raise UserError(f'{folder} has no {split}.bin; run prepare.py again')
+    return Tokens(paths, np.dtype(meta['dtype']).newbyteorder('<'), meta['vocab_size'],
+                  meta['tokens'].get(split))
 
 
 def gpt2_or_none():
@@ -92,24 +133,26 @@ def key(*numbers):
     """One well scrambled uint64 array for non-negative integers or arrays of them."""
     state = np.zeros(1, np.uint64)
     for number in numbers:
-        state = mix(state + np.asarray(number, np.uint64) + np.uint64(0x9e3779b97f4a7c15))
+        state = mix(state + np.asarray(number, np.uint64) + GOLDEN)
     return state
 
 
 def permute(index, n, keys):
     """The places of `index` (B,) in random orders of range(n) that the keys (B,) name.
 
-    A Feistel network over the next power of four, walked until it lands below n (Black & Rogaway
-    2002, "Ciphers with arbitrary finite domains").
+    A Feistel network over pairs of digits, the base of each about the root of n, walked until it
+    lands below n (Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
-    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    bases = np.array([math.isqrt(n - 1) + 1, -(-n // (math.isqrt(n - 1) + 1))], np.uint64)
+    steps = np.arange(1, 7, dtype=np.uint64) * GOLDEN
     place, outside = index.astype(np.uint64), np.ones(len(index), bool)
     while outside.any():
-        left, right = place[outside] >> half, place[outside] & ((1 << half) - np.uint64(1))
+        (left, right), walking = np.divmod(place[outside], bases[1]), keys[outside]
         for turn in range(6):
-            scrambled = mix(right + key(keys[outside], turn))
-            left, right = right, left ^ (scrambled >> (np.uint64(64) - half))
-        place[outside] = left << half | right
+            base = bases[turn % 2]
+            scrambled = mix(right + walking + steps[turn])
+            left, right = right, (left + scrambled % base) % base
+        place[outside] = left * bases[1] + right
         outside = place >= n
     return place.astype(np.int64)
 

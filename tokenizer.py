@@ -2,7 +2,7 @@
 
 A tokenizer is described by a plain dict, the same in meta.json and in checkpoints:
 
-    {'kind': 'char', 'chars': ' !abc'}    one id a character, in this order
+    {'kind': 'char', 'chars': ' !abc'}    one id a character ('unknown': '!' for all others)
     {'kind': 'byte'}                      the 256 bytes of UTF-8
     {'kind': 'bpe', 'name': 'gpt2', 'pattern': ..., 'ranks': ..., 'special': {'<|end...': 50256}}
 
@@ -21,6 +21,8 @@ import numpy as np
 
 from script import UserError
 
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
 
 class Tokenizer:
     """encode and decode for the tokenizer that the dict `spec` describes.
@@ -32,8 +34,9 @@ class Tokenizer:
     def __init__(self, spec):
         self.spec, self.kind = spec, spec['kind']
         if self.kind == 'char':
-            codes = np.frombuffer(spec['chars'].encode('utf-32-le'), np.uint32)
-            self.ids = np.full(codes.max(initial=0) + 2, -1, np.int32)  # by code point
+            codes = code_points(spec['chars'])
+            unknown = spec['chars'].index(spec['unknown']) if 'unknown' in spec else -1
+            self.ids = np.full(codes.max(initial=0) + 2, unknown, np.int32)  # by code point
             self.ids[codes] = np.arange(len(codes))
             self.token_bytes = [char.encode() for char in spec['chars']]
         elif self.kind == 'byte':
@@ -52,11 +55,10 @@ class Tokenizer:
         Raises UserError for a character that a character vocabulary lacks.
         """
         if self.kind == 'bpe':
-            return np.array(self.encoding.encode_ordinary(text), np.uint32)
+            return self.encoding.encode_to_numpy(text, disallowed_special=())
         if self.kind == 'byte':
             return np.frombuffer(text.encode(), np.uint8)
-        codes = np.frombuffer(text.encode('utf-32-le'), np.uint32)
-        ids = self.ids[np.minimum(codes, len(self.ids) - 1)]
+        ids = self.ids.take(code_points(text), mode='clip')  # the last one is no character's
         if ids.min(initial=0) < 0:
             at = int(ids.argmin())
             raise UserError(f'the vocabulary has no character {text[at]!r} (U+{ord(text[at]):04X}, '
@@ -73,20 +75,24 @@ class Tokenizer:
         return lambda i: decoder.decode(self.token_bytes[i])
 
 
+def code_points(text):
+    """The code points of a text, a numpy array of integers (N,)."""
+    encoding, dtype = ('ascii', 'u1') if text.isascii() else ('utf-32-le', '<u4')
+    return np.frombuffer(text.encode(encoding), dtype)
+
+
 def name_of(spec):
     """What a person calls the tokenizer of this dict, or of None."""
-    if spec is None:
-        return 'an unknown tokenizer'
-    if spec['kind'] == 'char':
+    if spec and spec['kind'] == 'char':
         return f'{len(spec["chars"])} characters'
-    return spec.get('name', 'bytes')
+    return spec.get('name', 'bytes') if spec else 'an unknown tokenizer'
 
 
 def bpe(spec):
     """(encoding, token_bytes): tiktoken's encoder for the dict, and the bytes of each id."""
     import tiktoken
-    lines = (line.split() for line in spec['ranks'].splitlines())
-    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    pairs = map(str.split, spec['ranks'].splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
     encoding = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
                                  special_tokens=spec['special'])
     token_bytes = [b''] * encoding.n_vocab  # an id that no token has stays empty
@@ -97,12 +103,19 @@ def bpe(spec):
     return encoding, token_bytes
 
 
+def bpe_spec(name, ranks, pattern, special):
+    """The dict of a byte-pair encoding; ranks: the bytes of each token and its id."""
+    text = '\n'.join(f'{base64.b64encode(token).decode()} {rank}'
+                     for token, rank in sorted(ranks.items(), key=lambda item: item[1]))
+    return {'kind': 'bpe', 'name': name, 'pattern': pattern, 'ranks': text, 'special': special}
+
+
 def tiktoken_spec(name):
     """The dict of tiktoken's encoding `name`, which it downloads once, or finds in its cache."""
     import tiktoken
     if name not in tiktoken.list_encoding_names():
         choices = ', '.join(['char', 'byte', *tiktoken.list_encoding_names()])
-        raise UserError(f'no tokenizer {name!r}; there are {choices}')
+        raise UserError(f'no tokenizer {name!r}; there are {choices} and bpe:N, which is learned')
     try:
         encoding = tiktoken.get_encoding(name)
     except Exception as error:  # whatever the network, the cache's folder or a cut file bring
@@ -110,7 +123,27 @@ def tiktoken_spec(name):
             f'tiktoken could not get the vocabulary of {name} ({type(error).__name__}); connect '
             'once, or set TIKTOKEN_CACHE_DIR to a folder that has it; --tokenizer=byte and '
             '--tokenizer=char need no download') from None
-    ranks = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
-    text = '\n'.join(f'{base64.b64encode(token).decode()} {rank}' for token, rank in ranks)
-    return {'kind': 'bpe', 'name': name, 'pattern': encoding._pat_str, 'ranks': text,
-            'special': dict(encoding._special_tokens)}
+    ranks, special = encoding._mergeable_ranks, dict(encoding._special_tokens)
+    return bpe_spec(name, ranks, encoding._pat_str, special)
+
+
+def train_bpe(texts, vocab_size):
+    """The dict of a byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) learned from an
+    iterable of str; it has vocab_size ids or fewer, if they give no more."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError('to learn a vocabulary: pip install tokenizers') from None
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    ranks = {bytes(map(byte_of, token)): rank for token, rank in model.get_vocab().items()}
+    return bpe_spec(f'bpe:{vocab_size}', ranks, GPT2_PATTERN, {'<|endoftext|>': len(ranks)})
+
+
+def byte_of(character):
+    """The byte that GPT-2's files write as this character: a visible one as itself."""
+    code, hidden = ord(character), [*range(33), *range(127, 161), 173]
+    return hidden[code - 256] if code > 255 else code

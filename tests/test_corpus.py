@@ -45,7 +45,7 @@ def test_neighbours_in_the_order_are_no_neighbours_in_the_text():
 def tokens(tmp_path):
     path = tmp_path / 'some.bin'
     (np.arange(1000) % 50).astype('<u2').tofile(path)
-    return Tokens(path, '<u2', 50)
+    return Tokens([path], '<u2', 50)
 
 
 def test_windows_are_the_tokens_at_their_starts(tokens):
@@ -55,7 +55,7 @@ def test_windows_are_the_tokens_at_their_starts(tokens):
 
 def test_a_token_beyond_the_vocabulary_is_named_with_its_place(tokens):
     tokens.vocab_size = 44
-    with pytest.raises(UserError, match='token 994 is 44, beyond the vocabulary of 44') as error:
+    with pytest.raises(UserError, match='token 994 of the split is 44, beyond') as error:
         tokens.windows(np.array([0, 990]), 5)
     assert error.value.any_rank
 
@@ -63,7 +63,44 @@ def test_a_token_beyond_the_vocabulary_is_named_with_its_place(tokens):
 def test_a_bin_file_of_odd_length_is_refused(tmp_path):
     (tmp_path / 'odd.bin').write_bytes(b'abc')
     with pytest.raises(UserError, match='3 bytes'):
-        Tokens(tmp_path / 'odd.bin', '<u2', 50)
+        Tokens([tmp_path / 'odd.bin'], '<u2', 50)
+
+
+def shard(path, ids):
+    """A token file as llm.c writes it."""
+    head = np.zeros(256, '<i4')
+    head[:3] = 20240520, 1, len(ids)
+    path.write_bytes(head.tobytes() + np.asarray(ids, '<u2').tobytes())
+
+
+def test_shards_with_and_without_a_header_are_read_as_one(tmp_path):
+    shard(tmp_path / 'a.bin', range(10))
+    np.arange(10, 13, dtype='<u2').tofile(tmp_path / 'b.bin')
+    shard(tmp_path / 'c.bin', [])
+    shard(tmp_path / 'd.bin', range(13, 20))
+    tokens = Tokens(sorted(tmp_path.iterdir()), '<u2', 50)
+    assert len(tokens) == 20
+    for start in range(20):
+        for length in range(1, 21 - start):
+            assert tokens.read(start, length).tolist() == list(range(start, start + length))
+
+
+def test_a_shard_that_is_shorter_than_its_header_says_is_refused(tmp_path):
+    shard(tmp_path / 'a.bin', range(10))
+    (tmp_path / 'a.bin').write_bytes((tmp_path / 'a.bin').read_bytes()[:-2])
+    with pytest.raises(UserError, match='a.bin is half made.* 10 tokens'):
+        Tokens([tmp_path / 'a.bin'], '<u2', 50)
+
+
+def test_the_shards_of_a_folder_are_one_corpus(home):
+    folder = home / 'data' / 'foreign'
+    folder.mkdir()
+    for i in (1, 2):
+        shard(folder / f'fineweb_train_{i:06}.bin', np.full(100, i))
+    shard(folder / 'fineweb_val_000000.bin', range(50))
+    train, val, meta = open_corpus('foreign')
+    assert (len(train), len(val), meta['vocab_size']) == (200, 50, 50257)
+    assert train.read(99, 2).tolist() == [1, 2]
 
 
 def test_a_half_made_data_set_is_refused(home):

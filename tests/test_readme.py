@@ -1,5 +1,7 @@
 """The README's commands, as a newcomer would type them, made short."""
 
+import gzip
+import json
 import os
 import re
 import shlex
@@ -40,6 +42,10 @@ def test_the_commands_run_in_their_order(checkout):
     """All but those for several GPUs, and without DATA_MIRROR those that need Shakespeare."""
     (checkout / 'mybook.txt').write_text(TEXT)
     (checkout / 'prompt.txt').write_text('KING')
+    (checkout / 'notes').mkdir()
+    (checkout / 'notes' / 'a.txt').write_text(TEXT)
+    with gzip.open(checkout / 'articles.jsonl.gz', 'wt') as file:
+        file.write(json.dumps({'text': TEXT}) + '\n')
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
     ran = 0
     for command in COMMANDS:

@@ -1,0 +1,112 @@
+"""Files from the network: resumed where they broke off, checked, and there only when whole.
+
+    path = download('https://example.org/book.txt', Path('data/book/book.txt'))
+"""
+
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from script import UserError, progress_bar
+
+BLOCK = 1 << 20
+FAILURES = (OSError, ValueError, http.client.HTTPException)  # of a network, a URL, a server
+
+
+def fetch(urls, names, sums, folder):
+    """The paths of the raw files that the URLs give: in the folder under their names, or else in
+    DATA_MIRROR (a folder or a URL prefix), or else fetched into the folder. sums: their sha256, or
+    None; UserError if one is another wherever the file came from, or it can't be had."""
+    mirror = os.environ.get('DATA_MIRROR', '')
+    missing = [url for url, name in zip(urls, names, strict=True)
+               if not (folder / name).exists() and not (mirror and Path(mirror, name).exists())]
+    if missing and '://' not in mirror:
+        announce(missing, folder)
+    return [fetch_one(url, folder / name, digest, mirror)
+            for url, name, digest in zip(urls, names, sums, strict=True)]
+
+
+def fetch_one(url, path, sha256, mirror):
+    local = Path(mirror, path.name)
+    if path.exists() or mirror and local.is_file():
+        path = path if path.exists() else local
+        check_sum(path, sha256)
+        return path
+    prefixed = [f'{mirror.rstrip("/")}/{path.name}'] if '://' in mirror else []
+    for source in [*prefixed, url]:
+        try:
+            return download(source, path, sha256)
+        except FAILURES as error:
+            reason = f'{type(error).__name__}: {error}'
+    raise UserError(f'{url} could not be fetched ({reason}); save that file as {path}, or name a '
+                    'folder that has it in DATA_MIRROR, or train without a download: '
+                    'python train.py --dataset=stdlib')
+
+
+def announce(urls, folder):
+    """Say how much is to come, where the servers tell."""
+    def size(url):
+        request = urllib.request.Request(url, method='HEAD')
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return int(response.headers['Content-Length'] or 0)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            total = sum(pool.map(size, urls))
+    except (*FAILURES, TypeError):
+        return
+    print(f'{len(urls):,} {"file" if len(urls) == 1 else "files"}, {total / 1e6:,.1f} MB, to be '
+          f'fetched into {folder}', flush=True)
+
+
+def download(url, path, sha256=None, attempts=5):
+    """Fetch url to path, which appears only when it is whole; what came before a failure stays in
+    PATH.part and is not fetched again. Raises one of FAILURES, or UserError for a wrong sha256."""
+    part = path.with_name(path.name + '.part')
+    part.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        had = part.stat().st_size if part.exists() else 0
+        try:
+            receive(url, part, had, path.name)
+            break
+        except FAILURES as error:
+            if getattr(error, 'code', None) == 416:  # nothing comes after what is there
+                part.unlink()
+            elif attempts == 1 or not part.exists() or part.stat().st_size == had:
+                raise
+            attempts -= 1
+    check_sum(part, sha256)
+    os.replace(part, path)
+    return path
+
+
+def receive(url, part, had, name):
+    """Append what is missing after `had` bytes to the file, if the server can; else all anew."""
+    request = urllib.request.Request(url, headers={'Range': f'bytes={had}-'} if had else {})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        had = had if response.status == 206 else 0
+        size = int(response.headers['Content-Length'] or 0)
+        with open(part, 'ab' if had else 'wb') as file, progress_bar(
+                total=had + size if size else None, initial=had, desc=name, unit='B',
+                unit_scale=True) as bar:
+            while block := response.read(BLOCK):
+                file.write(block)
+                if bar is not None:
+                    bar.update(len(block))
+    if size and part.stat().st_size != had + size:
+        raise OSError(f'{part.stat().st_size:,} of {had + size:,} bytes came')
+
+
+def check_sum(path, expected):
+    """UserError if the file's sha256 is not the expected one, where one is."""
+    if expected:
+        digest = hashlib.sha256()
+        with open(path, 'rb') as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+        if digest.hexdigest() != expected:
+            raise UserError(f'{path} is not the file it should be: its sha256 is '
+                            f'{digest.hexdigest()}, not {expected}; remove it to fetch it again')
