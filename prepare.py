@@ -278,8 +278,10 @@ class Corpus:
         with contextlib.ExitStack() as stack:
             files = {split: stack.enter_context(open(folder / f'{split}.bin.tmp', 'wb'))
                      for split in ('train', 'val')}
+            packed = {path.suffix for path in self.paths} & {'.jsonl', '.parquet', *texts.OPENERS}
+            total = None if packed else sum(path.stat().st_size for path in self.paths)
             bar = stack.enter_context(progress_bar(
-                desc=f'{self.options.name}: encoding', unit='B', unit_scale=True))
+                total=total, desc=f'{self.options.name}: encoding', unit='B', unit_scale=True))
             for parts, some in in_order(self.workers, encode, batches(pieces)):
                 for split, ids in parts:
                     ids.tofile(files[split])

@@ -1,5 +1,6 @@
-# GPT-2 (124M) as in the paper, on OpenWebText: the run of nanoGPT's README, which reports about
-# 2.85 after 600,000 steps of 491,520 tokens. For 8 GPUs of 40 GB or more:
+# GPT-2 (124M) as in the paper, on OpenWebText: the run of nanoGPT's README, which reports a loss of
+# about 2.85 after 600,000 steps of 491,520 tokens (295 billion), four days on 8 A100 of 40 GB; not
+# measured here. data/openwebtext.py makes the data.
 #   torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py
 dataset = 'openwebtext'
 n_layer, n_head, n_embd, block_size = 12, 12, 768, 1024

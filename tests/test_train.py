@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, TINY
+from conftest import ENVIRONMENT, REPOSITORY, TINY
 
 import machine
 import prepare
@@ -38,6 +38,17 @@ def equal(one, other):
 
 def options_of(*argv):
     return parse(train.TrainConfig, [*TINY, *argv])[0]
+
+
+@pytest.mark.parametrize('path', sorted((REPOSITORY / 'config').glob('*.py')), ids=lambda p: p.stem)
+def test_each_configuration_is_a_run_that_can_be(path):
+    options, _ = parse(train.TrainConfig, [str(path)] if path.stem != '__init__' else [])
+    train.check(options)
+    with torch.device('meta'):
+        model = GPT(dataclasses.replace(options, vocab_size=options.vocab_size or 65))
+        make_optimizers(model, options)
+    many = range(2 * options.block_size)
+    assert train.micro_batch(options, many, many, world=1) <= options.batch_size
 
 
 # --- schedule, optimizers, batches, evaluation ---------------------------------------------------
