@@ -86,7 +86,7 @@ def keep_memory():
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2 ** 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-3, 2 ** 28)  # M_MMAP_THRESHOLD: larger pieces do go back
 
 
 def leave_group():

@@ -191,7 +191,7 @@ class Block(nn.Module):
         return x if self.mlp is None else x + self.dropout(self.mlp(self.norm2(x)))
 
 
-def cross_entropy(x, weight, targets, most=2 ** 26):
+def cross_entropy(x, weight, targets, most=2 ** 25):
     """The mean cross entropy of targets (N,), -1 ignored, and the logits x @ weight' of x (N, C);
     at most `most` of those are held at a time, and the backward pass computes them again."""
     def loss(x, targets):
