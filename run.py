@@ -59,7 +59,8 @@ def load(path):
     if path.is_dir():
         path = path / 'best.pt' if (path / 'best.pt').exists() else path / 'ckpt.pt'
     if not path.exists():
-        raise UserError(f'{path}: there is no such checkpoint; train.py makes them')
+        raise UserError(f'{path}: there is no such checkpoint; train.py and '
+                        'convert.py make them')
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a cut or foreign file makes the reader raise
@@ -94,15 +95,20 @@ def inherit(options, given, saved, fixed, names):
 def open_folder(folder, options, step):
     """Make the folder of a run; returns what else logs it, or None. A folder that is there gets
     another name; or, if its run goes on after `step` steps, its log loses what came later."""
-    names = ('ckpt.pt', 'best.pt', 'log.jsonl')
-    if not options.resume and any((folder / name).exists() for name in names):
-        number = next(n for n in itertools.count(1) if not Path(f'{folder}.{n}').exists())
-        print(f'the run that was in {folder} is now {folder.rename(f"{folder}.{number}")}')
+    if not options.resume:
+        make_room(folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept = [record for record in read_log(folder) if record['step'] <= step]
     write_log(folder, kept, name='log.jsonl.tmp')
     os.replace(folder / 'log.jsonl.tmp', folder / 'log.jsonl')
     return start_wandb(options, folder) if options.wandb_project else None
+
+
+def make_room(folder):
+    """Give the folder another name if there is a run in it."""
+    if any((folder / name).exists() for name in ('ckpt.pt', 'best.pt', 'log.jsonl')):
+        number = next(n for n in itertools.count(1) if not Path(f'{folder}.{n}').exists())
+        print(f'the run that was in {folder} is now {folder.rename(f"{folder}.{number}")}')
 
 
 def read_log(folder):

@@ -82,11 +82,16 @@ def name_of(spec):
     return spec.get('name', 'bytes')
 
 
+def read_ranks(spec):
+    """The id of each token's bytes, in the dict of byte-pair encodings."""
+    lines = (line.split() for line in spec['ranks'].splitlines())
+    return {base64.b64decode(token): int(rank) for token, rank in lines}
+
+
 def bpe(spec):
     """(encoding, token_bytes): tiktoken's encoder for the dict, and the bytes of each id."""
     import tiktoken
-    lines = (line.split() for line in spec['ranks'].splitlines())
-    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    ranks = read_ranks(spec)
     encoding = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
                                  special_tokens=spec['special'])
     token_bytes = [b''] * encoding.n_vocab  # an id that no token has stays empty
