@@ -108,7 +108,8 @@ def choose_layout(shape):
         empty = ['n_layer'] if shape.n_layer == 0 else []
         exact = ['norm_eps'] if layout == 'nanochat' and not shape.norm_eps else []
         return names + ['n_kv_head'] * grouped + empty + exact
-    layout = min(HOLDS, key=lambda layout: len(obstacles(layout)))
+    alike = [layout for layout in HOLDS if HOLDS[layout]['mlp'] == shape.mlp] or HOLDS
+    layout = min(alike, key=lambda layout: len(obstacles(layout)))
     if wrong := obstacles(layout):
         raise UserError(f'no layout of transformers holds this model; {layout}\'s is the nearest, '
                         f'but {", ".join(f"{name}={getattr(shape, name)}" for name in wrong)} '
