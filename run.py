@@ -92,16 +92,17 @@ def inherit(options, given, saved, fixed, names):
                                            and (name in fixed or name not in given)})
 
 
-def open_folder(folder, options, step):
+def open_folder(folder, options, step, tracked=None):
     """Make the folder of a run; returns what else logs it, or None. A folder that is there gets
-    another name; or, if its run goes on after `step` steps, its log loses what came later."""
+    another name; or, if its run goes on after `step` steps, its log loses what came later.
+    tracked: the id of its run of Weights & Biases, which goes on too."""
     if not options.resume:
         make_room(folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept = [record for record in read_log(folder) if record['step'] <= step]
     write_log(folder, kept, name='log.jsonl.tmp')
     os.replace(folder / 'log.jsonl.tmp', folder / 'log.jsonl')
-    return start_wandb(options, folder) if options.wandb_project else None
+    return start_wandb(options, folder, tracked) if options.wandb_project else None
 
 
 def make_room(folder):
@@ -127,14 +128,19 @@ def write_log(folder, records, tracker=None, name='log.jsonl'):
         tracker.log(record, step=record['step'])
 
 
-def start_wandb(options, folder):
-    """A run of Weights & Biases, which gets the log's numbers too."""
+def start_wandb(options, folder, tracked):
+    """A run of Weights & Biases, which gets the log's numbers too; the run `tracked`, if any."""
     try:
         import wandb
     except ImportError:
         raise UserError('wandb_project: pip install wandb') from None
     settings = dataclasses.asdict(options)
-    return wandb.init(project=options.wandb_project, name=folder.name, config=settings)
+    try:
+        return wandb.init(project=options.wandb_project, name=folder.name, config=settings,
+                          dir=folder, id=tracked, resume='allow' if tracked else None)
+    except wandb.errors.Error as error:
+        raise UserError(f'wandb_project: {first_line(error)}; with WANDB_MODE=offline it needs '
+                        'neither account nor network') from None
 
 
 def refuse_nan(numbers, record, folder):
