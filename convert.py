@@ -226,6 +226,8 @@ def put_out(out_dir, dest):
             text = json.dumps(content, indent=None if file == 'tokenizer.json' else 2)
             (folder / file).write_text(text, encoding='utf-8')
         safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
+        if dest.exists():  # and is empty
+            dest.rmdir()
         os.replace(folder, dest)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)

@@ -59,11 +59,13 @@ def load(path):
     if path.is_dir():
         path = path / 'best.pt' if (path / 'best.pt').exists() else path / 'ckpt.pt'
     if not path.exists():
-        raise UserError(f'{path}: there is no such checkpoint; train.py and '
-                        'convert.py make them')
+        raise UserError(f'{path}: there is no such checkpoint; train.py and convert.py '
+                        'make them')
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a cut or foreign file makes the reader raise
+        if 'GLOBAL' in str(error):  # what torch calls a function or class
+            raise UserError(f'{path} holds pickled code, which is not run') from None
         raise UserError(f'{path} is no whole checkpoint ({type(error).__name__})') from None
     if not isinstance(state, dict) or not {'model', 'config', 'tokenizer'} <= state.keys():
         raise UserError(f'{path} is not a checkpoint of train.py')

@@ -346,7 +346,7 @@ def test_a_checkpoint_with_code_is_not_run(home):
             return os.mkdir, (str(home / 'evil'),)
     state = {'model': Evil(), 'config': {}, 'tokenizer': None}
     (home / 'some.pt').write_bytes(pickle.dumps(state, protocol=2))
-    with pytest.raises(UserError, match='no whole checkpoint'):
+    with pytest.raises(UserError, match='pickled code, which is not run'):
         run.load('some.pt')
     assert not (home / 'evil').exists()
 
