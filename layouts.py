@@ -123,6 +123,7 @@ def describe(layout, shape):
     fixed = {key: values[0] for key, values in FIXED[layout].items()}
     if layout == 'gpt2':
         more = dict.fromkeys(('resid_pdrop', 'embd_pdrop', 'attn_pdrop'), 0.0)
+        more['n_ctx'] = shape.block_size  # which llama.cpp's converter asks for
     else:
         more = {'head_dim': shape.n_embd // shape.n_head, 'rope_theta': shape.rope_theta,
                 'rope_parameters': {'rope_type': 'default', 'rope_theta': shape.rope_theta}}

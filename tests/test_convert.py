@@ -167,6 +167,8 @@ def test_the_models_of_the_configurations_export(tmp_path, monkeypatch, name, ki
         'n_embd': 32, 'n_head': 4, 'n_kv_head': 4 * shape.n_kv_head // shape.n_head,
         'n_inner': None, 'vocab_size': 300, 'block_size': 256}, {'kind': 'byte'})
     assert_same(ours, export(), vocab_size=256)
+    description = json.loads((tmp_path / 'theirs/config.json').read_text())
+    assert name != 'gpt2' or description['n_ctx'] == 256  # which llama.cpp's converter reads
 
 
 # --- what comes in is an ordinary checkpoint -----------------------------------------------------
