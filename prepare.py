@@ -35,7 +35,7 @@ import script
 import texts
 from script import UserError, progress_bar
 from texts import at_words, documents, grouped, input_files, separated
-from tokenizer import Tokenizer, code_points, name_of, tiktoken_spec, train_bpe
+from tokenizer import Tokenizer, code_points, name_of, tiktoken_spec
 
 MANY = 100  # documents, from which on each goes to one split as a whole
 BPE_SAMPLE = 1 << 25  # characters that a vocabulary is learned from
@@ -226,6 +226,7 @@ class Corpus:
             if not 257 <= int(size[1]) <= 1 << 24:
                 raise UserError(f'{name}: a vocabulary has 257 (the bytes and <|endoftext|>) ids '
                                 'at least')
+            from tokenizer_json import train_bpe  # which loads more than others need
             return train_bpe(self.sample(), int(size[1]))
         if name == 'char':
             return self.char_spec()

@@ -59,10 +59,13 @@ def load(path):
     if path.is_dir():
         path = path / 'best.pt' if (path / 'best.pt').exists() else path / 'ckpt.pt'
     if not path.exists():
-        raise UserError(f'{path}: there is no such checkpoint; train.py makes them')
+        raise UserError(f'{path}: there is no such checkpoint; train.py and convert.py '
+                        'make them')
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a cut or foreign file makes the reader raise
+        if 'GLOBAL' in str(error):  # what torch calls a function or class
+            raise UserError(f'{path} holds pickled code, which is not run') from None
         raise UserError(f'{path} is no whole checkpoint ({type(error).__name__})') from None
     if not isinstance(state, dict) or not {'model', 'config', 'tokenizer'} <= state.keys():
         raise UserError(f'{path} is not a checkpoint of train.py')
@@ -91,18 +94,24 @@ def inherit(options, given, saved, fixed, names):
                                            and (name in fixed or name not in given)})
 
 
-def open_folder(folder, options, step):
+def open_folder(folder, options, step, tracked=None):
     """Make the folder of a run; returns what else logs it, or None. A folder that is there gets
-    another name; or, if its run goes on after `step` steps, its log loses what came later."""
-    names = ('ckpt.pt', 'best.pt', 'log.jsonl')
-    if not options.resume and any((folder / name).exists() for name in names):
-        number = next(n for n in itertools.count(1) if not Path(f'{folder}.{n}').exists())
-        print(f'the run that was in {folder} is now {folder.rename(f"{folder}.{number}")}')
+    another name; or, if its run goes on after `step` steps, its log loses what came later.
+    tracked: the id of its run of Weights & Biases, which goes on too."""
+    if not options.resume:
+        make_room(folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept = [record for record in read_log(folder) if record['step'] <= step]
     write_log(folder, kept, name='log.jsonl.tmp')
     os.replace(folder / 'log.jsonl.tmp', folder / 'log.jsonl')
-    return start_wandb(options, folder) if options.wandb_project else None
+    return start_wandb(options, folder, tracked) if options.wandb_project else None
+
+
+def make_room(folder):
+    """Give the folder another name if there is a run in it."""
+    if any((folder / name).exists() for name in ('ckpt.pt', 'best.pt', 'log.jsonl')):
+        number = next(n for n in itertools.count(1) if not Path(f'{folder}.{n}').exists())
+        print(f'the run that was in {folder} is now {folder.rename(f"{folder}.{number}")}')
 
 
 def read_log(folder):
@@ -121,14 +130,19 @@ def write_log(folder, records, tracker=None, name='log.jsonl'):
         tracker.log(record, step=record['step'])
 
 
-def start_wandb(options, folder):
-    """A run of Weights & Biases, which gets the log's numbers too."""
+def start_wandb(options, folder, tracked):
+    """A run of Weights & Biases, which gets the log's numbers too; the run `tracked`, if any."""
     try:
         import wandb
     except ImportError:
         raise UserError('wandb_project: pip install wandb') from None
     settings = dataclasses.asdict(options)
-    return wandb.init(project=options.wandb_project, name=folder.name, config=settings)
+    try:
+        return wandb.init(project=options.wandb_project, name=folder.name, config=settings,
+                          dir=folder, id=tracked, resume='allow' if tracked else None)
+    except wandb.errors.Error as error:
+        raise UserError(f'wandb_project: {first_line(error)}; with WANDB_MODE=offline it needs '
+                        'neither account nor network') from None
 
 
 def refuse_nan(numbers, record, folder):

@@ -21,8 +21,6 @@ import numpy as np
 
 from script import UserError
 
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
 
 class Tokenizer:
     """encode and decode for the tokenizer that the dict `spec` describes.
@@ -88,11 +86,16 @@ def name_of(spec):
     return spec.get('name', 'bytes') if spec else 'an unknown tokenizer'
 
 
+def read_ranks(spec):
+    """The id of each token's bytes, in the dict of byte-pair encodings."""
+    lines = (line.split() for line in spec['ranks'].splitlines())
+    return {base64.b64decode(token): int(rank) for token, rank in lines}
+
+
 def bpe(spec):
     """(encoding, token_bytes): tiktoken's encoder for the dict, and the bytes of each id."""
     import tiktoken
-    pairs = map(str.split, spec['ranks'].splitlines())
-    ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+    ranks = read_ranks(spec)
     encoding = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
                                  special_tokens=spec['special'])
     token_bytes = [b''] * encoding.n_vocab  # an id that no token has stays empty
@@ -125,25 +128,3 @@ def tiktoken_spec(name):
             '--tokenizer=char need no download') from None
     ranks, special = encoding._mergeable_ranks, dict(encoding._special_tokens)
     return bpe_spec(name, ranks, encoding._pat_str, special)
-
-
-def train_bpe(texts, vocab_size):
-    """The dict of a byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) learned from an
-    iterable of str; it has vocab_size ids or fewer, if they give no more."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise UserError('to learn a vocabulary: pip install tokenizers') from None
-    model = tokenizers.Tokenizer(tokenizers.models.BPE())
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
-    ranks = {bytes(map(byte_of, token)): rank for token, rank in model.get_vocab().items()}
-    return bpe_spec(f'bpe:{vocab_size}', ranks, GPT2_PATTERN, {'<|endoftext|>': len(ranks)})
-
-
-def byte_of(character):
-    """The byte that GPT-2's files write as this character: a visible one as itself."""
-    code, hidden = ord(character), [*range(33), *range(127, 161), 173]
-    return hidden[code - 256] if code > 255 else code

@@ -238,7 +238,8 @@ def restore(state, optimizers, scaler):
     load_states(optimizers, state['optimizers'])
     if state['scaler'] and scaler.is_enabled():  # another dtype may have one or none
         scaler.load_state_dict(state['scaler'])
-    return {name: state[name] for name in ('step', 'sequences', 'seconds', 'best_loss')}
+    names = ('step', 'sequences', 'seconds', 'best_loss', 'wandb')
+    return {name: state.get(name) for name in names}
 
 
 def summarize(pending, scaler, folder, machine):
@@ -308,7 +309,7 @@ def train(options, state, resumed, machine):
     optimizers = make_optimizers(model.to(machine.device), options)
     scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
     scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
-    at = {'step': 0, 'sequences': 0, 'seconds': 0.0, 'best_loss': math.inf}
+    at = {'step': 0, 'sequences': 0, 'seconds': 0.0, 'best_loss': math.inf, 'wandb': None}
     if resumed:
         at = restore(state, optimizers, scaler)
         print(f'going on from step {at["step"]:,} of {folder_of(options)}')
@@ -319,7 +320,8 @@ def train(options, state, resumed, machine):
         print(f'{folder} ended at step {at["step"]:,}, {at["seconds"]:.0f} s; to go on, raise '
               f'{"max_steps" if at["step"] >= last_step else "max_seconds"}')
         return 0
-    tracker = machine.first_does(open_folder, folder, options, at['step'])
+    tracker = machine.first_does(open_folder, folder, options, at['step'], at['wandb'])
+    at['wandb'] = tracker.id if tracker else at['wandb']
     if machine.compiled:
         model.compile()
     runner = model

@@ -140,7 +140,7 @@ def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
     assert records[-1]['bits_per_byte'] == pytest.approx(records[-1]['val_loss'] / math.log(2))
     state = torch.load(folder / 'ckpt.pt', weights_only=True)
     assert state.keys() == {'model', 'optimizers', 'scaler', 'step', 'sequences', 'seconds',
-                            'best_loss', 'config', 'tokenizer'}
+                            'best_loss', 'wandb', 'config', 'tokenizer'}
     assert (state['step'], state['sequences']) == (30, 120)
     assert state['best_loss'] == min(r['val_loss'] for r in records if 'val_loss' in r)
     assert state['config']['device'] == 'cpu' and state['config']['n_kv_head'] == 2
@@ -357,7 +357,7 @@ def test_a_checkpoint_with_code_is_not_run(home):
             return os.mkdir, (str(home / 'evil'),)
     state = {'model': Evil(), 'config': {}, 'tokenizer': None}
     (home / 'some.pt').write_bytes(pickle.dumps(state, protocol=2))
-    with pytest.raises(UserError, match='no whole checkpoint'):
+    with pytest.raises(UserError, match='pickled code, which is not run'):
         run.load('some.pt')
     assert not (home / 'evil').exists()
 
@@ -494,3 +494,28 @@ def test_json_lines_are_json(home):
     train.main([*TINY, '--max_steps=3'])
     for line in (home / 'out/tiny/log.jsonl').read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+# --- Weights & Biases ----------------------------------------------------------------------------
+
+def test_a_resumed_run_goes_on_with_the_same_run_of_wandb(home, monkeypatch):
+    wandb = pytest.importorskip('wandb')
+    for name, value in (('MODE', 'offline'), ('SILENT', 'true')):
+        monkeypatch.setenv(f'WANDB_{name}', value)
+    train.main([*TINY, '--max_steps=2', '--out_dir=run', '--wandb_project=folio'])
+    wandb.finish()
+    number = torch.load('run/ckpt.pt', weights_only=True)['wandb']
+    train.main(['--out_dir=run', '--resume=True', '--max_steps=4'])
+    wandb.finish()
+    assert torch.load('run/ckpt.pt', weights_only=True)['wandb'] == number
+    logs = list((home / 'run/wandb').glob('offline-run-*/*.wandb'))
+    assert {log.parent.name.rpartition('-')[2] for log in logs} == {number}
+    assert all(b'train_loss' in log.read_bytes() for log in logs)
+
+
+def test_without_a_project_nothing_is_sent(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)  # as if it were not installed
+    train.main([*TINY, '--max_steps=1', '--out_dir=run'])
+    assert run.load('run/ckpt.pt')['wandb'] is None
+    with pytest.raises(UserError, match='wandb_project: pip install wandb'):
+        train.main([*TINY, '--max_steps=1', '--out_dir=other', '--wandb_project=folio'])

@@ -1,0 +1,425 @@
+"""Weights in and out: transformers computes the same, and what cannot be converted is refused."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import threading
+import warnings
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from conftest import REPOSITORY, TINY
+
+import config
+import convert
+import layouts
+import prepare
+import run
+import sample
+import train
+from model import GPT
+from script import UserError
+from tokenizer import Tokenizer
+
+safetensors = pytest.importorskip('safetensors.torch')
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    transformers = pytest.importorskip('transformers')
+transformers.utils.logging.disable_progress_bar()
+CHARS = {'kind': 'char', 'chars': ''.join(map(chr, range(33, 103)))}
+GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'bias': True,
+        'mlp': 'gelu', 'qk_norm': False}
+LLAMA = {'mlp': 'swiglu', 'qk_norm': False, 'norm_weight': True, 'rope_theta': 5e5}
+QWEN3 = LLAMA | {'qk_norm': True, 'norm_eps': 1e-6}
+OUT = {
+    'the defaults': {}, 'grouped': {'n_kv_head': 2, 'tied': False, 'rope_theta': 500.0},
+    'GPT-2': GPT2, 'GPT-2 untied': GPT2 | {'tied': False, 'n_inner': 40},
+    'without biases': GPT2 | {'bias': False}, 'bare norms': GPT2 | {'norm_weight': False},
+    'Llama': LLAMA, 'Llama grouped': LLAMA | {'n_kv_head': 1, 'n_inner': 24, 'tied': False},
+    'Llama with biases': LLAMA | {'bias': True, 'norm_weight': False},
+    'Qwen3': QWEN3, 'Qwen3 grouped': QWEN3 | {'n_kv_head': 2, 'norm_weight': False}}
+SMALL = {'vocab_size': 70, 'max_position_embeddings': 256, 'num_hidden_layers': 2,
+         'num_attention_heads': 4, 'hidden_size': 32}
+MODERN = SMALL | {'intermediate_size': 40, 'num_key_value_heads': 2}
+IN = {
+    'gpt2': SMALL, 'gpt2 untied': SMALL | {'tie_word_embeddings': False, 'n_inner': 24},
+    'llama': MODERN | {'tie_word_embeddings': True, 'rope_theta': 5e5}, 'llama untied': MODERN,
+    'llama with biases': MODERN | {'attention_bias': True, 'mlp_bias': True},
+    'qwen3': MODERN | {'head_dim': 8, 'tie_word_embeddings': True, 'rms_norm_eps': 1e-5}}
+
+
+def randomize(model):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(float(p.dim() == 1), 0.3)
+    return model.eval()
+
+
+def save_ours(shape, spec=CHARS, **small):
+    """A random model in the folder ours."""
+    options = train.TrainConfig(**{'vocab_size': 70, 'n_layer': 2, 'n_head': 4, 'n_embd': 32,
+                                   **small, **shape})
+    model = randomize(GPT(options))
+    settings = dataclasses.asdict(options) | dataclasses.asdict(model.config)
+    torch.save({'model': model.state_dict(), 'config': settings, 'tokenizer': spec}, 'ours.pt')
+    return model
+
+
+def save_theirs(name, folder='theirs', **options):
+    kind = name.split()[0]
+    settings = transformers.AutoConfig.for_model(kind, **IN[name] | options)
+    model = randomize(transformers.AutoModelForCausalLM.from_config(settings))
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    return model
+
+
+def export(dest='theirs'):
+    convert.main(['--to=hf', '--out_dir=ours.pt', f'--dest={dest}'])
+    return transformers.AutoModelForCausalLM.from_pretrained(dest).eval()
+
+
+def assert_same(ours, theirs, vocab_size=None):
+    """Logits within 1e-4, and the same 200 tokens past a prompt."""
+    idx = torch.randint(60, (2, 50))
+    with torch.no_grad():
+        logits, other = ours(idx), theirs(idx).logits
+    assert logits.std() > 0.5 and (logits - other).abs().max() < 1e-4
+    tokens = [token.item() for token in ours.generate(idx[:1], 200, 0, vocab_size=vocab_size)]
+    other = theirs.generate(idx[:1], max_new_tokens=200, do_sample=False)[0, 50:].tolist()
+    assert tokens == other and len(tokens) == 200
+
+
+# --- the same numbers both ways ------------------------------------------------------------------
+
+@pytest.mark.parametrize('name', OUT)
+def test_transformers_computes_and_writes_what_our_model_does(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert_same(save_ours(OUT[name]), export())
+
+
+@pytest.mark.parametrize('name', IN)
+def test_our_model_computes_and_writes_what_transformers_does(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    theirs = save_theirs(name)
+    convert.main(['--from=theirs', '--out_dir=ours'])
+    assert_same(run.load_model('ours')[0], theirs)
+
+
+@pytest.mark.parametrize('name', IN)
+def test_in_out_in_brings_bit_for_bit_the_same_weights_back(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    save_theirs(name)
+    convert.main(['--from=theirs', '--out_dir=first'])
+    convert.main(['--to=hf', '--out_dir=first', '--dest=again'])
+    convert.main(['--from=again', '--out_dir=second'])
+    first, second = run.load('first'), run.load('second')
+    assert first['model'].keys() == second['model'].keys()
+    assert all(torch.equal(first['model'][key], second['model'][key]) for key in first['model'])
+    assert first['config'] | {'out_dir': 'second'} == second['config']
+    one, other = (safetensors.load_file(f'{folder}/model.safetensors')
+                  for folder in ('theirs', 'again'))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_padding_of_the_vocabulary_is_never_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ours = save_ours({'vocab_size': 128})
+    theirs = export()
+    assert (ours(torch.arange(70)[None]).argmax(dim=-1) >= 70).any()
+    assert_same(ours, theirs, vocab_size=70)
+
+
+def test_weights_in_several_files_and_without_the_prefix_come_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs = save_theirs('gpt2')
+    theirs.transformer.save_pretrained('bare', max_shard_size='20KB')
+    assert (tmp_path / 'bare/model.safetensors.index.json').exists()
+    tensors = {f'h.{i}.attn.bias': torch.ones(1, 1, 4, 4) for i in range(2)}  # as in GPT-2's file
+    part = next((tmp_path / 'bare').glob('*00001-of*'))
+    safetensors.save_file(safetensors.load_file(part) | tensors, part)
+    convert.main(['--from=bare', '--out_dir=ours'])
+    assert_same(run.load_model('ours')[0], theirs)
+
+
+def test_weights_in_bfloat16_come_in_as_float32(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs = save_theirs('llama')
+    theirs.bfloat16().save_pretrained('theirs')
+    theirs = transformers.AutoModelForCausalLM.from_pretrained('theirs', dtype=torch.float32)
+    convert.main(['--from=theirs', '--out_dir=ours'])
+    assert_same(run.load_model('ours')[0], theirs.eval())
+
+
+@pytest.mark.parametrize('name, kind', [
+    ('gpt2', 'GPT2'), ('shakespeare_char', 'NanoChat'), ('llama_tiny', 'Llama')])
+def test_the_models_of_the_configurations_export(tmp_path, monkeypatch, name, kind):
+    path = str(REPOSITORY / 'config' / f'{name}.py')
+    options = config.parse(train.TrainConfig, [path, '--n_layer=2'])[0]
+    shape = dataclasses.replace(options, vocab_size=options.vocab_size or 256).resolved()
+    monkeypatch.chdir(tmp_path)
+    assert layouts.ARCHITECTURES[layouts.choose_layout(shape)].startswith(kind)
+    ours = save_ours({key: getattr(shape, key) for key in run.SHAPE} | {
+        'n_embd': 32, 'n_head': 4, 'n_kv_head': 4 * shape.n_kv_head // shape.n_head,
+        'n_inner': None, 'vocab_size': 300, 'block_size': 256}, {'kind': 'byte'})
+    assert_same(ours, export(), vocab_size=256)
+    description = json.loads((tmp_path / 'theirs/config.json').read_text())
+    assert name != 'gpt2' or description['n_ctx'] == 256  # which llama.cpp's converter reads
+
+
+# --- what comes in is an ordinary checkpoint -----------------------------------------------------
+
+def test_what_came_in_is_sampled_trained_on_and_exported(home, capsys):
+    save_ours(GPT2 | {'vocab_size': 40, 'block_size': 64}, json.loads(
+        (home / 'data/tiny/meta.json').read_text())['tokenizer'])
+    export('hf')
+    convert.main(['--from=hf'])
+    assert run.load('out/hf')['tokenizer']['kind'] == 'char'
+    sample.main(['--out_dir=out/hf', '--device=cpu', '--start=fox', '--max_new_tokens=20'])
+    assert 'fox' in capsys.readouterr().out
+    tune = ['--dataset=tiny', '--init_from=out/hf', '--device=cpu', '--dtype=float32',
+            '--batch_size=4', '--block_size=32', '--max_steps=2']
+    train.main([*tune, '--out_dir=tuned'])
+    state = run.load('tuned')
+    assert state['model']['wpe.weight'].shape == (32, 32) and state['config']['bias']
+    convert.main(['--to=hf', '--out_dir=tuned', '--dest=tuned_hf'])
+    prepare.main(['--input=tiny.txt', '--tokenizer=byte', '--name=other'])
+    with pytest.raises(UserError, match='tokens of other are bytes, those of the checkpoint 40 ch'):
+        train.main([*tune, '--dataset=other'])
+
+
+def test_a_run_that_was_there_is_moved_out_of_the_way(home, capsys):
+    train.main([*TINY, '--max_steps=2', '--out_dir=run'])
+    save_theirs('gpt2')
+    convert.main(['--from=theirs', '--out_dir=run'])
+    assert 'is now run.1' in capsys.readouterr().out and (home / 'run.1/best.pt').exists()
+
+
+def test_without_a_tokenizer_the_model_comes_in_and_sampling_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_theirs('llama')
+    convert.main(['--from=theirs', '--out_dir=ours'])
+    assert run.load('ours')['tokenizer'] is None
+    with pytest.raises(UserError, match='has no tokenizer'):
+        sample.main(['--out_dir=ours'])
+
+
+# --- the hub -------------------------------------------------------------------------------------
+
+class Hub(BaseHTTPRequestHandler):
+    """What the hub answers for the model `small`: a large file it sends from elsewhere."""
+    folder, etag, asked = None, None, []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        name = self.path.rsplit('/')[-1]
+        path = self.folder / name
+        if self.path == '/api/models/team/small':
+            body = json.dumps({'siblings': [{'rfilename': path.name}
+                                            for path in self.folder.iterdir()]}).encode()
+        elif not (self.path.startswith('/team/small/resolve/main/') or '/cdn/' in self.path):
+            return self.send_error(401)
+        elif name == 'model.safetensors' and '/cdn/' not in self.path:
+            self.send_response(302)
+            self.send_header('X-Linked-ETag', f'"{self.etag}"')
+            self.send_header('Location', f'/cdn/{name}')
+            return self.end_headers()
+        else:
+            body = path.read_bytes()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        if self.command == 'GET':
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs = save_theirs('gpt2')
+    Hub.folder, Hub.asked = tmp_path / 'theirs', []
+    Hub.etag = hashlib.sha256((tmp_path / 'theirs/model.safetensors').read_bytes()).hexdigest()
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+    threading.Thread(target=partial(server.serve_forever, 0.01), daemon=True).start()
+    monkeypatch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    yield theirs
+    server.shutdown()
+
+
+def test_a_model_is_fetched_from_the_hub_once(hub, tmp_path):
+    convert.main(['--from=team/small', '--out_dir=ours'])
+    assert_same(run.load_model('ours')[0], hub)
+    asked = len(Hub.asked)
+    convert.main(['--from=team/small', '--out_dir=again'])
+    assert len(Hub.asked) == asked
+    assert (tmp_path / 'cache/folio/team/small/config.json').exists()
+
+
+def test_a_file_with_another_checksum_than_the_hub_says_is_refused(hub, tmp_path):
+    Hub.etag = '0' * 64
+    with pytest.raises(UserError, match='sha256'):
+        convert.main(['--from=team/small', '--out_dir=ours'])
+    assert not (tmp_path / 'ours').exists()
+    assert not (tmp_path / 'cache/folio/team/small/config.json').exists()
+
+
+def test_what_the_hub_does_not_give_is_one_line(hub, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match='no such model, or only for accounts.*--from=FOLDER'):
+        convert.main(['--from=team/other', '--out_dir=ours'])
+    (tmp_path / 'theirs/model.safetensors').rename(tmp_path / 'theirs/pytorch_model.bin')
+    with pytest.raises(UserError, match='pytorch_model.bin is not read'):
+        convert.main(['--from=team/small', '--out_dir=ours'])
+    monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
+    with pytest.raises(UserError, match='openai-community/gpt2 could not be fetched') as error:
+        convert.main(['--from=gpt2', '--out_dir=ours'])
+    assert '\n' not in str(error.value)
+
+
+# --- what cannot be converted --------------------------------------------------------------------
+
+def change(folder, name='config.json', **changes):
+    content = json.loads((folder / name).read_text()) | changes
+    (folder / name).write_text(json.dumps({k: v for k, v in content.items() if v != 'gone'}))
+
+
+@pytest.mark.parametrize('model, changes, message', [
+    ('llama', {'model_type': 'mistral'}, 'mistral are not read; gpt2, llama, qwen3 are'),
+    ('llama', {'model_type': 'nanochat'}, 'nanochat'), ('llama', {'model_type': 'gone'}, 'None'),
+    ('llama', {'rope_parameters': {'rope_type': 'llama3', 'factor': 8.0}}, 'scaled.*llama3'),
+    ('llama', {'rope_parameters': None, 'rope_scaling': {'type': 'linear'}}, 'scaled RoPE.*linear'),
+    ('llama', {'head_dim': 16}, 'head size of 16 .* 32 / 4'),
+    ('qwen3', {'head_dim': 'gone'}, 'head size of 128'),
+    ('qwen3', {'use_sliding_window': True}, 'use_sliding_window=True'),
+    ('llama', {'hidden_act': 'gelu'}, 'hidden_act=gelu is not read, only silu'),
+    ('llama', {'mlp_bias': True}, 'attention_bias and mlp_bias differ'),
+    ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True'),
+    ('llama', {'hidden_size': 'gone'}, 'has no hidden_size'),
+    ('llama', {'hidden_size': 'many'}, "hidden_size is 'many'"),
+    ('llama', {'num_key_value_heads': 3}, 'n_head=4 is not divisible by n_kv_head=3'),
+    ('llama', {'vocab_size': 71}, r'embed_tokens.weight is \(70, 32\).* should be \(71, 32\)'),
+    ('gpt2', {'n_inner': 8}, r'h.0.mlp.c_fc.weight is \(32, 128\).* should be \(32, 8\)'),
+    ('llama', {'num_hidden_layers': 3}, 'there is no tensor model.layers.2.input_layernorm.weight'),
+    ('llama', {'num_hidden_layers': 1}, 'model.layers.1.input_layernorm.weight has no place'),
+    ('llama untied', {'tie_word_embeddings': True}, 'lm_head.weight is not the embedding')])
+def test_a_description_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, model, changes,
+                                                       message):
+    monkeypatch.chdir(tmp_path)
+    save_theirs(model)
+    change(tmp_path / 'theirs', **changes)
+    with pytest.raises(UserError, match=message) as error:
+        convert.main(['--from=theirs', '--out_dir=ours'])
+    assert '\n' not in str(error.value) and not (tmp_path / 'ours').exists()
+
+
+@pytest.mark.parametrize('file, content, message', [
+    ('config.json', None, 'theirs has no config.json'), ('config.json', b'{', 'is not JSON'),
+    ('config.json', b'[]', 'no JSON object'), ('model.safetensors', None, 'no model.safetensors'),
+    ('model.safetensors', b'no', 'no whole .safetensors'),
+    ('tokenizer.json', b'{"model": 1}', 'not in the format'),
+    ('tokenizer.model', b'', 'SentencePiece tokenizer .tokenizer.model. is not read')])
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, file, content, message):
+    monkeypatch.chdir(tmp_path)
+    save_theirs('gpt2')
+    (tmp_path / 'theirs' / file).unlink(missing_ok=True)
+    if content is not None:
+        (tmp_path / 'theirs' / file).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        convert.main(['--from=theirs', '--out_dir=ours'])
+    assert '\n' not in str(error.value)
+
+
+def test_weights_that_only_pickle_holds_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_theirs('gpt2')
+    (tmp_path / 'theirs/model.safetensors').rename(tmp_path / 'theirs/pytorch_model.bin')
+    with pytest.raises(UserError, match=r'pytorch_model.bin is not read, .* run code'):
+        convert.main(['--from=theirs', '--out_dir=ours'])
+
+
+def test_a_larger_tokenizer_than_the_model_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_ours(GPT2)
+    export('hf')
+    save_theirs('gpt2', 'hf', vocab_size=69)
+    with pytest.raises(UserError, match='tokenizer has 70 ids, its model 69'):
+        convert.main(['--from=hf', '--out_dir=ours'])
+
+
+@pytest.mark.parametrize('shape, message', [
+    ({'position': 'none'}, 'position=none'), ({'mlp': 'none'}, 'mlp=none'),
+    ({'qk_norm': False}, "nanochat's is the nearest, but qk_norm=False stands"),
+    ({'bias': True}, 'bias=True'), ({'norm_weight': True}, 'norm_weight=True'),
+    ({'norm_eps': 0.0}, 'norm_eps=0.0'), (QWEN3 | {'bias': True}, 'bias=True|qk_norm=True'),
+    (GPT2 | {'n_kv_head': 2}, "gpt2's .* n_kv_head=2"), (GPT2 | {'n_layer': 0}, 'n_layer=0'),
+    (GPT2 | {'qk_norm': True}, 'qk_norm=True')])
+def test_a_shape_that_no_layout_holds_is_refused_with_the_option(tmp_path, monkeypatch, shape,
+                                                                 message):
+    monkeypatch.chdir(tmp_path)
+    save_ours(shape)
+    with pytest.raises(UserError, match=message) as error:
+        export()
+    assert '\n' not in str(error.value) and not (tmp_path / 'theirs').exists()
+
+
+@pytest.mark.parametrize('argv, message', [
+    ([], 'give either'), (['--from=a', '--to=hf'], 'give either'), (['--to=hf'], 'takes the'),
+    (['--to=hf', '--out_dir=ours.pt'], '--dest=DIR'), (['--to=hf', '--dest=x'], '--out_dir=DIR'),
+    (['--to=hf', '--out_dir=nowhere', '--dest=x'], 'no such checkpoint'),
+    (['--to=gguf'], "'hf'"), (['--from=a b'], 'no model has such a name'),
+    (['--from=../x'], 'no such folder'), (['--from=empty'], 'empty has no config.json'),
+    (['--to=hf', '--out_dir=ours.pt', '--dest=full'], 'full is there already'),
+    (['--to=hf', '--out_dir=ours.pt', '--dest=ours.pt'], 'ours.pt is there already')])
+def test_what_cannot_be_meant_is_one_line(tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    save_ours({})
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full/file').touch()
+    with pytest.raises(UserError, match=message) as error:
+        convert.main(argv)
+    assert '\n' not in str(error.value)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_ours({})
+
+    def full(tensors, path, **_):
+        path.write_bytes(b'half')
+        raise OSError('No space left on device')
+    monkeypatch.setattr(safetensors, 'save_file', full)
+    with pytest.raises(UserError, match='theirs could not be written .* No space left'):
+        export()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['ours.pt']
+
+
+def test_without_safetensors_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_theirs('gpt2')
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(UserError, match='pip install safetensors'):
+        convert.main(['--from=theirs', '--out_dir=ours'])
+
+
+# --- tokenizers ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('spec, text', [
+    (CHARS, 'ABC!!def'), ({'kind': 'byte'}, 'Grüße 世 \n\n\x00 \t x ')])
+def test_the_exported_tokenizer_gives_the_same_ids_and_texts(tmp_path, monkeypatch, spec, text):
+    monkeypatch.chdir(tmp_path)
+    save_ours({'vocab_size': 256}, spec)
+    export()
+    theirs, ours = transformers.AutoTokenizer.from_pretrained('theirs'), Tokenizer(spec)
+    ids = theirs(text)['input_ids']
+    assert ids == ours.encode(text).tolist() and theirs.decode(ids) == text
+    assert theirs.model_max_length == 256
