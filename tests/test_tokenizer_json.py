@@ -115,7 +115,8 @@ def test_characters_have_the_same_ids_and_texts(chars, data):
 
 def test_an_unknown_character_is_the_same_one_there_too():
     spec = {'kind': 'char', 'chars': 'ab\ufffd', 'unknown': '\ufffd'}
-    assert written(spec).encode('axb🙂').ids == Tokenizer(spec).encode('axb🙂').tolist() == [0, 2, 1, 2]
+    ids = Tokenizer(spec).encode('axb🙂').tolist()
+    assert written(spec).encode('axb🙂').ids == ids == [0, 2, 1, 2]
     assert read(written(spec)) == spec
 
 
