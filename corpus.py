@@ -95,7 +95,8 @@ def open_corpus(name):
     if (folder / 'meta.json').exists():
         meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
         if recipe.exists() and vars(prepare.read_options([str(recipe)])) != meta['recipe']:
-            print(f'warning: {recipe} changed after {folder} was made; prepare.py makes it anew')
+            print(f'warning: {folder} was made with other options than are in {recipe} now; '
+                  'prepare.py makes it anew')
     elif (folder / 'meta.pkl').exists():
         raise UserError(f"{folder} has nanoGPT's meta.pkl, which is not read; prepare it again")
     else:

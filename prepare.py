@@ -89,13 +89,14 @@ def prepare(options):
     foreign = [path for path in folder.glob('*.bin') if path.stem not in ('train', 'val')]
     if foreign:
         raise UserError(f'{foreign[0]} is not from prepare.py; choose another name')
+    spec = known_spec(options.tokenizer)  # first of all, since it may be mistyped
     with cleaned(folder):
         paths = raw_files(options, folder)
         few = list(itertools.islice(documents(paths, options.field), MANY))
         if len(few) < MANY:
             few = without_copies(few)
         corpus = Corpus(paths, options, few)
-        tokenizer = Tokenizer(corpus.spec())
+        tokenizer = Tokenizer(spec or corpus.spec())
         dtype = '<u2' if tokenizer.vocab_size <= 1 << 16 else '<u4'
         counts = corpus.write(tokenizer, dtype, folder)
         tokens = {split: counts[split] for split in ('train', 'val')}
@@ -111,6 +112,16 @@ def prepare(options):
         (folder / 'meta.json.tmp').write_text(json.dumps(meta), encoding='utf-8')
         publish(folder)
     report(folder, meta, counts, tokenizer)
+
+
+def known_spec(name):
+    """The dict of the tokenizer of this name, or None for one that is made for its text."""
+    size = re.fullmatch(r'bpe:(\d+)', name)
+    if size and not 257 <= int(size[1]) <= 1 << 24:
+        raise UserError(f'{name}: the 256 bytes and <|endoftext|> take 257 ids, the least there is')
+    if size or name == 'char':
+        return None
+    return {'kind': 'byte'} if name == 'byte' else tiktoken_spec(name)
 
 
 @contextlib.contextmanager
@@ -136,7 +147,8 @@ def raw_files(options, folder):
         names = [options.file or url.rpartition('/')[2] for url in urls]
         if len(set(names)) < len(names):
             raise UserError(f'{options.name}: the URLs end in the same name')
-        return download.fetch(urls, names, options.sha256 or [None] * len(urls), folder)
+        sums = options.sha256[:len(urls)] or [None] * len(urls)
+        return download.fetch(urls, names, sums, folder)
     paths = []
     for pattern in options.input:
         if pattern == '-':
@@ -219,22 +231,14 @@ class Corpus:
                     bar.update(len(text))
 
     def spec(self):
-        """The dict of the tokenizer that the options name, made for these texts if need be."""
-        name = self.options.tokenizer
-        size = re.fullmatch(r'bpe:(\d+)', name)
-        if size:
-            if not 257 <= int(size[1]) <= 1 << 24:
-                raise UserError(f'{name}: a vocabulary has 257 (the bytes and <|endoftext|>) ids '
-                                'at least')
+        """The dict of a tokenizer made for these texts: bpe:N, or characters."""
+        kind, _, size = self.options.tokenizer.partition(':')
+        if kind == 'bpe':
             from tokenizer_json import train_bpe  # which loads more than others need
-            return train_bpe(self.sample(), int(size[1]))
-        if name == 'char':
-            return self.char_spec()
-        return {'kind': 'byte'} if name == 'byte' else tiktoken_spec(name)
-
-    def char_spec(self):
+            return train_bpe(self.sample(), int(size))
         counts, limit = self.counts.copy(), self.options.max_vocab
-        counts[ord('\n')] += self.several  # between documents
+        if self.several:
+            counts[ord('\n')] = counts.max() + 1  # between documents
         codes = np.flatnonzero(counts)
         if limit is None or len(codes) <= limit:
             return {'kind': 'char', 'chars': ''.join(map(chr, codes))}

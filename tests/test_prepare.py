@@ -174,6 +174,9 @@ def test_rare_characters_become_one_unknown_and_their_share_is_said(home, capsys
     assert meta['tokenizer']['chars'] == ' ab\ufffd' and val.endswith('b \ufffd\ufffd')
     assert '2 characters (0.398%)' in capsys.readouterr().out
     assert Tokenizer(meta['tokenizer']).encode('axb🙂').tolist() == [1, 3, 2, 3]
+    (home / 'y.txt').write_text('ab ' * 9)
+    prepare.main(['--input=x.txt,y.txt', '--name=some', '--max_vocab=4'])
+    assert '\ufffd\n' in ''.join(read(home / 'data' / 'some')[1:])  # the line between the two
 
 
 def test_files_folders_and_globs_are_read_in_order(home):
@@ -312,7 +315,8 @@ def test_a_download_that_was_whole_or_too_long_is_fetched_anew(home, server, par
 def test_several_urls_or_the_first_of_them_are_documents(home, server):
     url, folder = server
     (folder / 'second.txt').write_text('the second\n' * 9)
-    path = recipe(home, [f'{url}/book.txt', f'{url}/second.txt'])
+    second = sha256((folder / 'second.txt').read_bytes()).hexdigest()
+    path = recipe(home, [f'{url}/book.txt', f'{url}/second.txt'], sha256=[DIGEST, second])
     prepare.main([path, '--tokenizer=byte'])
     assert ''.join(read(home / 'data' / 'book')[1:]) == TEXT + 'the second\n' * 9
     prepare.main([path, '--max_files=1'])
