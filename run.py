@@ -22,7 +22,7 @@ import config
 from machine import first_line
 from model import GPT, GPTConfig
 from script import UserError
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, name_of
 
 SHAPE = [field.name for field in dataclasses.fields(GPTConfig)
          if field.name not in ('dropout', 'recompute')]
@@ -71,10 +71,25 @@ def load(path):
 
 def load_model(path):
     """(model, tokenizer or None) of a checkpoint, on the CPU, in eval mode."""
-    state = load(path)
+    return build(load(path))
+
+
+def build(state):
+    """The same of a checkpoint's dict."""
     model = GPT(GPTConfig(**{name: state['config'][name] for name in SHAPE}))
     model.load_state_dict(state['model'])
     return model.eval(), Tokenizer(state['tokenizer']) if state['tokenizer'] else None
+
+
+def must_fit(dataset, meta, spec, vocab_size):
+    """UserError if a data set with this meta.json is none for a model with the tokenizer `spec`
+    (None: unknown) and this vocabulary."""
+    ours = meta['tokenizer']
+    if ours and spec and ours != spec:
+        raise UserError(f'the tokens of {dataset} are {name_of(ours)}, those of the checkpoint '
+                        f'{name_of(spec)}')
+    if vocab_size < meta['vocab_size']:
+        raise UserError(f'vocab_size={vocab_size} is below the {meta["vocab_size"]} of {dataset}')
 
 
 def inherit(options, given, saved, fixed, names):

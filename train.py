@@ -22,12 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 import config
 import script
 from corpus import key, open_corpus, window_starts
+from evaluation import measure, summary
 from machine import open_machine, stop_signals
 from model import GPT, GPTConfig
 from optim import load_states, make_optimizers, param_groups
-from run import SHAPE, inherit, load, open_folder, refuse_nan, save_run, write_log
+from run import SHAPE, inherit, load, must_fit, open_folder, refuse_nan, save_run, write_log
 from script import UserError, progress_bar
-from tokenizer import Tokenizer, name_of
+from tokenizer import Tokenizer
 
 
 @dataclass
@@ -134,13 +135,8 @@ def micro_batch(options, train_tokens, val_tokens, world):
 def make_model(options, state, meta):
     """(model, options): the model on the CPU, with the weights of the checkpoint `state` if there
     is one, and the options with its shape resolved."""
-    ours, theirs = meta['tokenizer'], state and state['tokenizer']
-    if ours and theirs and ours != theirs:
-        raise UserError(f'the tokens of {options.dataset} are {name_of(ours)}, those of the '
-                        f'checkpoint {name_of(theirs)}')
     size = options.vocab_size or meta['vocab_size']
-    if size < meta['vocab_size']:
-        raise UserError(f'vocab_size={size} is below the {meta["vocab_size"]} of {options.dataset}')
+    must_fit(options.dataset, meta, state and state['tokenizer'], size)
     torch.manual_seed(options.seed)
     try:
         model = GPT(dataclasses.replace(options, vocab_size=size))
@@ -153,7 +149,7 @@ def make_model(options, state, meta):
     return model, model.config
 
 
-# --- schedule, batches, evaluation ---------------------------------------------------------------
+# --- schedule, batches, samples ------------------------------------------------------------------
 
 def rate(options, step, seconds):
     """The learning rate after `step` steps and `seconds`, as a share of its peak: a linear warmup,
@@ -177,34 +173,6 @@ def get_batch(tokens, first, count, options, device):
         windows = windows.pin_memory()
     windows = windows.to(device, non_blocking=True)
     return windows[:, :-1], windows[:, 1:]
-
-
-@torch.no_grad()
-def evaluate(model, tokens, batch_size, machine, limit=None, token_bytes=None):
-    """(loss, bits): nats per token and bits per byte over the first `limit` tokens (None: all).
-
-    They are cut into windows that don't overlap, the last one shorter, whose batches are dealt to
-    the processes. token_bytes: the length of each id's bytes, (V,); None: bits is None.
-    """
-    T = model.config.block_size
-    last = min(len(tokens), limit or len(tokens)) - 1  # so many tokens have one before them
-    starts = np.arange(0, last - T + 1, T)
-    batches = [(starts[i:i + batch_size], T) for i in range(0, len(starts), batch_size)]
-    batches += [(np.array([last - last % T]), last % T)] if last % T else []
-    sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
-    model.eval()
-    for starts, length in batches[machine.rank::machine.world]:
-        windows = tokens.windows(starts, length + 1)
-        x, y = windows[:, :-1].to(machine.device), windows[:, 1:]
-        with machine.autocast():
-            loss = model.forward(x, y.to(machine.device)).item()
-        n_bytes = 0 if token_bytes is None else token_bytes[y].sum()
-        sums += torch.tensor([loss * y.numel(), y.numel(), n_bytes], dtype=torch.float64)
-    model.train()
-    if machine.world > 1:
-        dist.all_reduce(sums)
-    nats, count, n_bytes = sums.tolist()
-    return nats / count, nats / math.log(2) / n_bytes if n_bytes else None
 
 
 def sample(model, tokenizer, seed):
@@ -351,8 +319,8 @@ def train(options, state, resumed, machine):
                 show(records[-1], options, bar)
                 best = False
                 if evaluating:
-                    loss, bits = evaluate(model, val_tokens, micro, machine, options.eval_tokens,
-                                          token_bytes)
+                    sums = measure(model, val_tokens, machine, options.eval_tokens, token_bytes)
+                    loss, bits = map(summary(sums[0]).get, ('loss', 'bits_per_byte'))
                     refuse_nan({'validation loss': loss}, records[-1], folder)
                     records[-1] |= {'val_loss': loss, 'bits_per_byte': bits}
                     best, at['best_loss'] = loss < at['best_loss'], min(loss, at['best_loss'])
