@@ -2,9 +2,8 @@
 
     python evaluate.py --out_dir=out/shakespeare_char
     python evaluate.py --out_dir=out/shakespeare_char --file=poem.txt --per_line
+    python evaluate.py --out_dir=out/gpt2 --task=lambada --file=lambada_test.jsonl
     python evaluate.py --compare=out/a,out/b
-
-LAMBADA (Paperno et al. 2016, arXiv:1606.06031): how often the model says a passage's last word.
 """
 
 import contextlib
@@ -18,13 +17,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 import config
 import script
 from corpus import open_corpus
-from evaluation import measure, summary
+from evaluation import measure, score, sequences_at_once, summary
 from machine import open_machine
-from run import build, load, must_fit
+from run import build, load, must_fit, plot_runs, read_log
 from script import UserError, progress_bar
 
 
@@ -36,20 +36,20 @@ class EvaluateConfig:
     split: Literal['val', 'train'] = 'val'  # which part of it
     eval_tokens: int | None = None  # only the first so many of it
     file: str | None = None  # a text file in place of a data set
-    per_line: bool = False  # also the loss of each line of the file
+    per_line: bool = False  # also the loss of each line of the file, after the lines before it
     context: int | None = None  # tokens in a window; None: the model's block_size
-    stride: int | None = None  # tokens from one window to the next; None: context
+    stride: int | None = None  # from one window to the next; None: context; less: a longer past
     task: Literal['lambada'] | None = None  # the last words of the passages in the file
     compare: list[str] = field(default_factory=list)  # folders of runs: a table and a picture
-    picture: str | None = None  # where compare draws; None: out/compare.png
+    picture: str | None = None  # the file that compare draws; None: out/compare.png
     json: bool = False  # print one JSON object
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of the matrix products
-    compile = False  # the uncompiled model is what train.py evaluates
+    compile = False  # train.py evaluates the uncompiled model, too
 
 
 class Text:
-    """The tokens of a text in memory, with what a split of a corpus has."""
+    """The tokens of a text in memory, read as those of a corpus are."""
 
     def __init__(self, ids):
         self.ids = np.asarray(ids, np.int64)
@@ -58,7 +58,6 @@ class Text:
         return len(self.ids)
 
     def windows(self, starts, length):
-        """The windows of `length` tokens at starts: a tensor (B, length), int64."""
         return torch.from_numpy(np.stack([self.ids[start:start + length] for start in starts]))
 
 
@@ -66,30 +65,217 @@ def main(argv):
     options, _ = config.parse(EvaluateConfig, argv)
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr if options.json else out):
-        with open_machine(options) as machine:
-            state = load(options.out_dir)
-            model, tokenizer = build(state)
-            model.to(machine.device)
-            start = time.perf_counter()
-            numbers, lines = evaluate(options, state, model, tokenizer, machine)
-            numbers['seconds'] = time.perf_counter() - start
-    print(numbers)
+        numbers = compare(options) if options.compare else evaluate(options)
+    if numbers and options.json:
+        print(json.dumps(finite(numbers)))
 
 
-def evaluate(options, state, model, tokenizer, machine):
-    tokens, token_bytes = open_tokens(options, state, model, tokenizer)
-    last = min(len(tokens), options.eval_tokens or len(tokens)) - 1
-    with progress_bar(machine.rank == 0, total=last, unit=' tokens', unit_scale=True) as bar:
-        sums = measure(model, tokens, machine, options.eval_tokens, token_bytes, options.context,
-                       options.stride, bar=bar)
-    return summary(sums.sum(dim=0)), []
+def finite(value):
+    """The same, with None for the numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def open_tokens(options, state, model, tokenizer):
-    train, val, meta = open_corpus(options.dataset or state['config']['dataset'])
-    token_bytes = tokenizer and torch.tensor([len(t) for t in tokenizer.token_bytes])
-    must_fit(options.dataset, meta, state['tokenizer'], model.config.vocab_size)
-    return val if options.split == 'val' else train, token_bytes
+def evaluate(options):
+    """Print the numbers of a checkpoint; returns them as a dict, but by rank 0 only."""
+    with open_machine(options) as machine:
+        state = load(options.out_dir)
+        model, tokenizer = build(state)
+        check(options, model, tokenizer)
+        model.to(machine.device)
+        begin = time.perf_counter()
+        work = lambada if options.task else evaluate_file if options.file else evaluate_split
+        numbers = work(options, state, model, tokenizer, machine)
+        numbers['seconds'] = round(time.perf_counter() - begin, 3)
+        print(f'{options.out_dir} (step {state.get("step", 0):,}), '
+              f'{sum(p.numel() for p in model.parameters()):,} parameters; {machine}')
+        show(numbers)
+        return None if machine.rank else numbers
+
+
+def check(options, model, tokenizer):
+    """UserError for options that don't fit each other or the checkpoint."""
+    limits = {'context': (1, model.config.block_size), 'eval_tokens': (2, math.inf),
+              'stride': (1, options.context or model.config.block_size)}
+    for name, (lower, upper) in limits.items():
+        value = getattr(options, name)
+        if value is not None and not lower <= value <= upper:
+            raise UserError(f'{name} must be from {lower} to {upper}, not {value}')
+    if (options.task or options.per_line) and not options.file:
+        raise UserError(f'{"--task=lambada" if options.task else "--per_line"} needs --file=FILE')
+    if options.file and tokenizer is None:
+        raise UserError(f'{options.out_dir} has no tokenizer, so it can\'t read a text')
+
+
+def show(numbers):
+    """A line for each number, as a person reads it."""
+    forms = {'loss': '{:.4f} nats per token', 'perplexity': '{:.4f}', 'bits_per_byte': '{:.4f}',
+             'accuracy': '{:.2%}', 'top5_accuracy': '{:.2%}', 'padding': '{:.1%}',
+             'seconds': '{:.1f}'}
+    for line in numbers.get('lines', []):
+        print(f'line {line["line"]:5}  {line["loss"]:8.4f}  {line["tokens"]:6,} tokens  '
+              f'{line["text"][:60]}')
+    for name, value in numbers.items():
+        if name != 'lines' and value is not None:
+            label = name.replace('top5', 'top-5').replace('_', ' ')
+            print(f'{label:15}', forms.get(name, '{:,}').format(value))
+
+
+# --- a corpus, or a text -------------------------------------------------------------------------
+
+def evaluate_split(options, state, model, tokenizer, machine):
+    name = options.dataset or state['config'].get('dataset')
+    if name is None:
+        raise UserError(f'{options.out_dir} was not trained here; name a data set, --dataset=NAME')
+    *splits, meta = open_corpus(name)
+    must_fit(name, meta, state['tokenizer'], model.config.vocab_size)
+    tokens = splits[options.split == 'val']
+    if len(tokens) < 2:
+        raise UserError(f'{name} has {len(tokens)} tokens for {options.split}; that takes 2')
+    return summary(measure_all(options, model, tokens, tokenizer, machine)[0])
+
+
+def evaluate_file(options, state, model, tokenizer, machine):
+    text = read(options.file)
+    tokens = Text(tokenizer.encode(text))
+    if len(tokens) < 2:
+        raise UserError(f'{options.file} is too short: it has {len(tokens)} tokens, and the first '
+                        'is not predicted')
+    groups = line_numbers(text, tokens.ids, tokenizer) if options.per_line else None
+    sums = measure_all(options, model, tokens, tokenizer, machine, groups)
+    lines = [{'line': i + 1, **summary(row), 'text': line}
+             for i, (row, line) in enumerate(zip(sums, text.split('\n'), strict=False)) if row[1]]
+    return summary(sums.sum(dim=0)) | ({'lines': lines} if options.per_line else {})
+
+
+def measure_all(options, model, tokens, tokenizer, machine, groups=None):
+    """The sums of `measure` with the options, behind a progress bar."""
+    lengths = tokenizer and torch.tensor([len(token) for token in tokenizer.token_bytes])
+    total = min(len(tokens), options.eval_tokens or len(tokens)) - 1
+    with progress_bar(machine.rank == 0, total=total, unit=' tokens', unit_scale=True) as bar:
+        return measure(model, tokens, machine, options.eval_tokens, lengths, options.context,
+                       options.stride, groups, bar)
+
+
+def read(path):
+    try:
+        return config.find(path).read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'--file={path}: {error}') from None
+
+
+def line_numbers(text, ids, tokenizer):
+    """Which line each token begins in, from 0, (N,); a newline ends the line before it."""
+    starts = np.cumsum([0] + [len(tokenizer.token_bytes[i]) for i in ids[:-1]])
+    newlines = np.flatnonzero(np.frombuffer(text.encode(), np.uint8) == ord('\n'))
+    return torch.from_numpy(np.searchsorted(newlines, starts))
+
+
+# --- LAMBADA (Paperno et al. 2016, arXiv:1606.06031) ---------------------------------------------
+
+def lambada(options, state, model, tokenizer, machine):
+    """How often, and how surely, the model says the last word of a passage."""
+    context = options.context or model.config.block_size
+    passages = list(read_passages(options.file, tokenizer, context))
+    cut = sum(len(ids) > context + 1 for ids, _ in passages)
+    passages = [(ids[-context - 1:], count) for ids, count in passages]
+    parts = list(by_length([len(ids) - 1 for ids, _ in passages], model.config.vocab_size))
+    real, sums = sum(len(ids) - 1 for ids, _ in passages), torch.zeros(2, dtype=torch.float64)
+    padded = sum(len(part) * (len(passages[part[-1]][0]) - 1) for part in parts)
+    with progress_bar(machine.rank == 0, total=len(passages), unit=' passages') as bar:
+        for part in parts[machine.rank::machine.world]:
+            sums += last_words([passages[i] for i in part], model, machine)
+            if bar is not None:
+                bar.update(min(len(part) * machine.world, bar.total - bar.n))
+    if machine.world > 1:
+        dist.all_reduce(sums)
+    if cut:
+        print(f'cut on the left to the context of {context:,} tokens: {cut:,} passages')
+    nats, right = (sums / len(passages)).tolist()
+    return {'accuracy': right, 'perplexity': math.exp(nats) if nats < 700 else math.inf,
+            'passages': len(passages), 'cut': cut, 'tokens': real, 'padding': 1 - real / padded}
+
+
+def read_passages(path, tokenizer, context):
+    """(ids, count) for each line of a file of JSON objects with a `text`, whose last word, with the
+    space before it, is the last `count` ids."""
+    for number, line in enumerate(filter(str.strip, read(path).split('\n')), 1):
+        where = f'{path}, line {number}'
+        try:
+            before, _, word = json.loads(line)['text'].rpartition(' ')
+            first, target = tokenizer.encode(before), tokenizer.encode(f' {word}')
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f'{where} is no JSON object with a "text"') from None
+        except UserError as error:
+            raise UserError(f'{where}: {error}') from None
+        if not before or len(target) > context:
+            raise UserError(f'{where}: ' + ('no word stands before the last' if not before else
+                            f'the last word alone fills the context of {context} tokens'))
+        yield np.concatenate((first, target)).astype(np.int64), len(target)
+
+
+def by_length(lengths, vocab_size):
+    """Lists of indices, in order of length, for one pass each; the shortest text of a list has at
+    least nine tenths of the longest's tokens, so that less than a tenth is padding."""
+    part = []
+    for i in np.argsort(lengths, kind='stable').tolist():
+        full = len(part) == sequences_at_once(lengths[i], vocab_size)
+        if part and (full or lengths[part[0]] < 0.9 * lengths[i]):
+            yield part
+            part = []
+        part.append(i)
+    if part:
+        yield part
+
+
+@torch.no_grad()
+def last_words(passages, model, machine):
+    """(2,): the nats of the passages' last words, and how many words are all greedy choices."""
+    T = max(len(ids) for ids, _ in passages) - 1
+    x, y = torch.zeros(2, len(passages), T, dtype=torch.int64)
+    y -= 1  # what is not to be predicted
+    for row, (ids, count) in enumerate(passages):
+        ids = torch.from_numpy(ids)
+        x[row, :len(ids) - 1] = ids[:-1]
+        y[row, len(ids) - 1 - count:len(ids) - 1] = ids[-count:]
+    with machine.autocast():
+        logits = model.forward(x.to(machine.device))[(y >= 0).to(machine.device)]
+    nats, ranks = score(logits, y[y >= 0].to(machine.device))
+    missed = torch.zeros(len(y)).index_add_(0, (y >= 0).nonzero()[:, 0], (ranks > 0).float())
+    return torch.stack((nats.sum(), (missed == 0).sum()))
+
+
+# --- several runs --------------------------------------------------------------------------------
+
+def compare(options):
+    """Print a table of runs and draw their losses; returns the table as a dict of dicts."""
+    logs = {folder: read_log(config.find(folder)) for folder in options.compare}
+    table = {folder: row(folder, records) for folder, records in logs.items()}
+    print('| run | parameters | tokens | time | best loss | bits per byte |\n|---|---|---|---|---|---|')
+    for folder, numbers in table.items():
+        seconds, bits = round(numbers['seconds']), numbers['bits_per_byte']
+        print(f'| {folder} | {numbers["parameters"]:,} | {numbers["tokens"]:,} | '
+              f'{seconds // 60}:{seconds % 60:02} | {numbers["loss"]:.4f} | '
+              f'{"" if bits is None else f"{bits:.4f}"} |')
+    picture = Path(options.picture or config.ROOT / 'out' / 'compare.png').expanduser()
+    drawn = plot_runs(logs, picture)
+    print(f'the curves: {script.short(picture) if drawn else "pip install matplotlib"}')
+    return table
+
+
+def row(folder, records):
+    """The numbers of a run: its size, its length, and its best evaluation."""
+    evaluated = [record for record in records if 'val_loss' in record]
+    if not evaluated:
+        raise UserError(f'{folder}: there is no log.jsonl with an evaluation; train.py makes it')
+    best = min(evaluated, key=lambda record: record['val_loss'])
+    model, _ = build(load(folder))
+    return {'parameters': sum(p.numel() for p in model.parameters()),
+            'tokens': records[-1]['tokens'], 'seconds': records[-1]['seconds'],
+            'loss': best['val_loss'], 'bits_per_byte': best['bits_per_byte']}
 
 
 if __name__ == '__main__':

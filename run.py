@@ -158,22 +158,50 @@ def refuse_nan(numbers, record, folder):
 
 def plot(folder):
     """Draw loss.png, if there is matplotlib: the losses of log.jsonl over tokens."""
+    if not (axes := make_axes()):
+        return
+    best = draw(axes, read_log(folder), 'C0', 'training', 'C1', 'validation')
+    if best:
+        axes.plot(best['tokens'], best['val_loss'], 'k*', label=f'best: {best["val_loss"]:.4f}')
+    finish(axes, folder / 'loss.png')
+
+
+def plot_runs(logs, path):
+    """Draw the losses of several runs (name: records); False where there is no matplotlib."""
+    if not (axes := make_axes()):
+        return False
+    for i, (name, records) in enumerate(logs.items()):
+        best = draw(axes, records, f'C{i}', None, f'C{i}', name)
+        axes.plot(best['tokens'], best['val_loss'], '*', color=f'C{i}', markersize=10)
+    try:
+        finish(axes, path)
+    except (OSError, ValueError) as error:  # ValueError: an unknown kind of picture
+        raise UserError(f'{path} could not be drawn: {error}') from None
+    return True
+
+
+def make_axes():
+    """Empty axes for losses over tokens, or None where there is no matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return
-    records = read_log(folder)
-    evaluated = [record for record in records if 'val_loss' in record]
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
-    axes = figure.subplots()
-    thin, dotted = {'alpha': 0.4, 'linewidth': 0.8}, {'marker': '.'}
-    for label, name, some, style in (('training', 'train_loss', records, thin),
-                                     ('validation', 'val_loss', evaluated, dotted)):
-        axes.plot([record['tokens'] for record in some], [record[name] for record in some],
-                  label=label, **style)
-    if evaluated:
-        best = min(evaluated, key=lambda record: record['val_loss'])
-        axes.plot(best['tokens'], best['val_loss'], 'k*', label=f'best: {best["val_loss"]:.4f}')
+        return None
+    axes = Figure(figsize=(7, 4.5), layout='constrained').subplots()
     axes.set(xlabel='tokens', ylabel='loss (nats per token)')
+    return axes
+
+
+def draw(axes, records, train_color, train_label, val_color, val_label):
+    """Draw both losses of a log; returns the record with the lowest validation loss, if any."""
+    evaluated = [record for record in records if 'val_loss' in record]
+    axes.plot([record['tokens'] for record in records], [r['train_loss'] for r in records],
+              color=train_color, label=train_label, alpha=0.4, linewidth=0.8)
+    axes.plot([record['tokens'] for record in evaluated], [r['val_loss'] for r in evaluated],
+              color=val_color, label=val_label, marker='.')
+    return min(evaluated, key=lambda record: record['val_loss'], default=None)
+
+
+def finish(axes, path):
     axes.legend()
-    figure.savefig(folder / 'loss.png', dpi=150)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    axes.figure.savefig(path, dpi=150)
