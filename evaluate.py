@@ -17,12 +17,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 import config
 import script
 from corpus import open_corpus
-from evaluation import measure, score, sequences_at_once, summary
+from evaluation import measure, read_text, summary
+from lambada import lambada
 from machine import open_machine
 from run import build, load, must_fit, plot_runs, read_log
 from script import UserError, progress_bar
@@ -86,12 +86,15 @@ def evaluate(options):
         model, tokenizer = build(state)
         check(options, model, tokenizer)
         model.to(machine.device)
-        begin = time.perf_counter()
-        work = lambada if options.task else evaluate_file if options.file else evaluate_split
-        numbers = work(options, state, model, tokenizer, machine)
-        numbers['seconds'] = round(time.perf_counter() - begin, 3)
         print(f'{options.out_dir} (step {state.get("step", 0):,}), '
-              f'{sum(p.numel() for p in model.parameters()):,} parameters; {machine}')
+              f'{sum(p.numel() for p in model.parameters()):,} parameters; {machine}', flush=True)
+        begin = time.perf_counter()
+        if options.task:
+            numbers = lambada(model, tokenizer, options.file, options.context, machine)
+        else:
+            work = evaluate_file if options.file else evaluate_split
+            numbers = work(options, state, model, tokenizer, machine)
+        numbers['seconds'] = round(time.perf_counter() - begin, 3)
         show(numbers)
         return None if machine.rank else numbers
 
@@ -139,7 +142,7 @@ def evaluate_split(options, state, model, tokenizer, machine):
 
 
 def evaluate_file(options, state, model, tokenizer, machine):
-    text = read(options.file)
+    text = read_text(options.file)
     tokens = Text(tokenizer.encode(text))
     if len(tokens) < 2:
         raise UserError(f'{options.file} is too short: it has {len(tokens)} tokens, and the first '
@@ -160,92 +163,11 @@ def measure_all(options, model, tokens, tokenizer, machine, groups=None):
                        options.stride, groups, bar)
 
 
-def read(path):
-    try:
-        return config.find(path).read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'--file={path}: {error}') from None
-
-
 def line_numbers(text, ids, tokenizer):
     """Which line each token begins in, from 0, (N,); a newline ends the line before it."""
     starts = np.cumsum([0] + [len(tokenizer.token_bytes[i]) for i in ids[:-1]])
     newlines = np.flatnonzero(np.frombuffer(text.encode(), np.uint8) == ord('\n'))
     return torch.from_numpy(np.searchsorted(newlines, starts))
-
-
-# --- LAMBADA (Paperno et al. 2016, arXiv:1606.06031) ---------------------------------------------
-
-def lambada(options, state, model, tokenizer, machine):
-    """How often, and how surely, the model says the last word of a passage."""
-    context = options.context or model.config.block_size
-    passages = list(read_passages(options.file, tokenizer, context))
-    cut = sum(len(ids) > context + 1 for ids, _ in passages)
-    passages = [(ids[-context - 1:], count) for ids, count in passages]
-    parts = list(by_length([len(ids) - 1 for ids, _ in passages], model.config.vocab_size))
-    real, sums = sum(len(ids) - 1 for ids, _ in passages), torch.zeros(2, dtype=torch.float64)
-    padded = sum(len(part) * (len(passages[part[-1]][0]) - 1) for part in parts)
-    with progress_bar(machine.rank == 0, total=len(passages), unit=' passages') as bar:
-        for part in parts[machine.rank::machine.world]:
-            sums += last_words([passages[i] for i in part], model, machine)
-            if bar is not None:
-                bar.update(min(len(part) * machine.world, bar.total - bar.n))
-    if machine.world > 1:
-        dist.all_reduce(sums)
-    if cut:
-        print(f'cut on the left to the context of {context:,} tokens: {cut:,} passages')
-    nats, right = (sums / len(passages)).tolist()
-    return {'accuracy': right, 'perplexity': math.exp(nats) if nats < 700 else math.inf,
-            'passages': len(passages), 'cut': cut, 'tokens': real, 'padding': 1 - real / padded}
-
-
-def read_passages(path, tokenizer, context):
-    """(ids, count) for each line of a file of JSON objects with a `text`, whose last word, with the
-    space before it, is the last `count` ids."""
-    for number, line in enumerate(filter(str.strip, read(path).split('\n')), 1):
-        where = f'{path}, line {number}'
-        try:
-            before, _, word = json.loads(line)['text'].rpartition(' ')
-            first, target = tokenizer.encode(before), tokenizer.encode(f' {word}')
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f'{where} is no JSON object with a "text"') from None
-        except UserError as error:
-            raise UserError(f'{where}: {error}') from None
-        if not before or len(target) > context:
-            raise UserError(f'{where}: ' + ('no word stands before the last' if not before else
-                            f'the last word alone fills the context of {context} tokens'))
-        yield np.concatenate((first, target)).astype(np.int64), len(target)
-
-
-def by_length(lengths, vocab_size):
-    """Lists of indices, in order of length, for one pass each; the shortest text of a list has at
-    least nine tenths of the longest's tokens, so that less than a tenth is padding."""
-    part = []
-    for i in np.argsort(lengths, kind='stable').tolist():
-        full = len(part) == sequences_at_once(lengths[i], vocab_size)
-        if part and (full or lengths[part[0]] < 0.9 * lengths[i]):
-            yield part
-            part = []
-        part.append(i)
-    if part:
-        yield part
-
-
-@torch.no_grad()
-def last_words(passages, model, machine):
-    """(2,): the nats of the passages' last words, and how many words are all greedy choices."""
-    T = max(len(ids) for ids, _ in passages) - 1
-    x, y = torch.zeros(2, len(passages), T, dtype=torch.int64)
-    y -= 1  # what is not to be predicted
-    for row, (ids, count) in enumerate(passages):
-        ids = torch.from_numpy(ids)
-        x[row, :len(ids) - 1] = ids[:-1]
-        y[row, len(ids) - 1 - count:len(ids) - 1] = ids[-count:]
-    with machine.autocast():
-        logits = model.forward(x.to(machine.device))[(y >= 0).to(machine.device)]
-    nats, ranks = score(logits, y[y >= 0].to(machine.device))
-    missed = torch.zeros(len(y)).index_add_(0, (y >= 0).nonzero()[:, 0], (ranks > 0).float())
-    return torch.stack((nats.sum(), (missed == 0).sum()))
 
 
 # --- several runs --------------------------------------------------------------------------------
@@ -254,7 +176,8 @@ def compare(options):
     """Print a table of runs and draw their losses; returns the table as a dict of dicts."""
     logs = {folder: read_log(config.find(folder)) for folder in options.compare}
     table = {folder: row(folder, records) for folder, records in logs.items()}
-    print('| run | parameters | tokens | time | best loss | bits per byte |\n|---|---|---|---|---|---|')
+    print('| run | parameters | tokens | time | best loss | bits per byte |')
+    print('|---|---|---|---|---|---|')
     for folder, numbers in table.items():
         seconds, bits = round(numbers['seconds']), numbers['bits_per_byte']
         print(f'| {folder} | {numbers["parameters"]:,} | {numbers["tokens"]:,} | '

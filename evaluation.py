@@ -14,6 +14,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+import config
+from script import UserError
+
 
 def sequences_at_once(length, vocab_size):
     """How many windows of `length` one pass takes. The same wherever a model is evaluated, so that
@@ -88,6 +91,18 @@ def summary(sums):
     """The numbers of a row of sums: nats per token and what else is shown; None: unknown."""
     nats, count, n_bytes, right, among_5 = sums.tolist()
     loss = nats / count
-    return {'loss': loss, 'perplexity': math.exp(loss) if loss < 700 else math.inf,
+    return {'loss': loss, 'perplexity': perplexity(loss),
             'bits_per_byte': nats / math.log(2) / n_bytes if n_bytes else None,
             'accuracy': right / count, 'top5_accuracy': among_5 / count, 'tokens': int(count)}
+
+
+def perplexity(nats):
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def read_text(path):
+    """The text of a file, its newlines as they are; UserError if it can't be read."""
+    try:
+        return config.find(path).read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{path}: {error}') from None
