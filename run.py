@@ -3,6 +3,7 @@
     ckpt.pt     the state of the run, which --resume=True goes on from
     best.pt     the model with the lowest validation loss, without the optimizers' state
     log.jsonl   a JSON object for each step
+    samples.txt the sample of each evaluation, indented, after a line with its step
     loss.png    the losses over the tokens seen
 
 Checkpoints are dicts that torch.load(weights_only=True) reads, written whole or not at all.
@@ -14,6 +15,7 @@ import itertools
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -98,8 +100,8 @@ def inherit(options, given, saved, fixed, names):
     To go on with a run, names are all and fixed those that must stay; to start from its weights,
     both are the shape. UserError names each one in `fixed` that was given and contradicts.
     """
-    wrong = [f'{name}={given[name]} (there it is {saved[name]})' for name in fixed
-             if given.get(name) not in (None, saved[name])]
+    wrong = [f'{name}={given[name]} (there it is {saved.get(name)})' for name in fixed
+             if given.get(name) not in (None, saved.get(name))]
     if wrong:
         raise UserError(f'the checkpoint contradicts {", ".join(wrong)}')
     return dataclasses.replace(options, **{name: saved[name] for name in names if name in saved
@@ -108,7 +110,8 @@ def inherit(options, given, saved, fixed, names):
 
 def open_folder(folder, options, step):
     """Make the folder of a run; returns what else logs it, or None. A folder that is there gets
-    another name; or, if its run goes on after `step` steps, its log loses what came later."""
+    another name; or, if its run goes on after `step` steps, its log and samples lose what came
+    later."""
     names = ('ckpt.pt', 'best.pt', 'log.jsonl')
     if not options.resume and any((folder / name).exists() for name in names):
         number = next(n for n in itertools.count(1) if not Path(f'{folder}.{n}').exists())
@@ -117,6 +120,7 @@ def open_folder(folder, options, step):
     kept = [record for record in read_log(folder) if record['step'] <= step]
     write_log(folder, kept, name='log.jsonl.tmp')
     os.replace(folder / 'log.jsonl.tmp', folder / 'log.jsonl')
+    cut_samples(folder, step)
     return start_wandb(options, folder) if options.wandb_project else None
 
 
@@ -134,6 +138,23 @@ def write_log(folder, records, tracker=None, name='log.jsonl'):
         file.writelines(json.dumps(record) + '\n' for record in records)
     for record in records if tracker else []:
         tracker.log(record, step=record['step'])
+
+
+def write_sample(folder, step, text):
+    """Add an indented text to samples.txt, its newlines as they are."""
+    with open(folder / 'samples.txt', 'a', encoding='utf-8', newline='') as file:
+        file.write(f'step {step}\n{text}\n')
+
+
+def cut_samples(folder, step):
+    """Leave out of samples.txt what came after `step` steps."""
+    path = folder / 'samples.txt'
+    if path.exists():
+        parts = re.split(r'(?m)^step (\d+)\n', path.read_bytes().decode(errors='replace'))
+        kept = [f'step {number}\n{text}' for number, text
+                in zip(parts[1::2], parts[2::2], strict=True) if int(number) <= step]
+        path.with_suffix('.tmp').write_bytes(''.join(kept).encode())
+        os.replace(path.with_suffix('.tmp'), path)
 
 
 def start_wandb(options, folder):
