@@ -3,6 +3,7 @@
     ckpt.pt     the state of the run, which --resume=True goes on from
     best.pt     the model with the lowest validation loss, without the optimizers' state
     log.jsonl   a JSON object for each step
+    samples.txt the sample of each evaluation, indented, after a line with its step
     loss.png    the losses over the tokens seen
 
 Checkpoints are dicts that torch.load(weights_only=True) reads, written whole or not at all.
@@ -14,6 +15,7 @@ import itertools
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ import config
 from machine import first_line
 from model import GPT, GPTConfig
 from script import UserError
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, name_of
 
 SHAPE = [field.name for field in dataclasses.fields(GPTConfig)
          if field.name not in ('dropout', 'recompute')]
@@ -74,10 +76,25 @@ def load(path):
 
 def load_model(path):
     """(model, tokenizer or None) of a checkpoint, on the CPU, in eval mode."""
-    state = load(path)
+    return build(load(path))
+
+
+def build(state):
+    """The same of a checkpoint's dict."""
     model = GPT(GPTConfig(**{name: state['config'][name] for name in SHAPE}))
     model.load_state_dict(state['model'])
     return model.eval(), Tokenizer(state['tokenizer']) if state['tokenizer'] else None
+
+
+def must_fit(dataset, meta, spec, vocab_size):
+    """UserError if a data set with this meta.json is none for a model with the tokenizer `spec`
+    (None: unknown) and this vocabulary."""
+    ours = meta['tokenizer']
+    if ours and spec and ours != spec:
+        raise UserError(f'the tokens of {dataset} are {name_of(ours)}, those of the checkpoint '
+                        f'{name_of(spec)}')
+    if vocab_size < meta['vocab_size']:
+        raise UserError(f'vocab_size={vocab_size} is below the {meta["vocab_size"]} of {dataset}')
 
 
 def inherit(options, given, saved, fixed, names):
@@ -86,8 +103,8 @@ def inherit(options, given, saved, fixed, names):
     To go on with a run, names are all and fixed those that must stay; to start from its weights,
     both are the shape. UserError names each one in `fixed` that was given and contradicts.
     """
-    wrong = [f'{name}={given[name]} (there it is {saved[name]})' for name in fixed
-             if given.get(name) not in (None, saved[name])]
+    wrong = [f'{name}={given[name]} (there it is {saved.get(name)})' for name in fixed
+             if given.get(name) not in (None, saved.get(name))]
     if wrong:
         raise UserError(f'the checkpoint contradicts {", ".join(wrong)}')
     return dataclasses.replace(options, **{name: saved[name] for name in names if name in saved
@@ -96,14 +113,15 @@ def inherit(options, given, saved, fixed, names):
 
 def open_folder(folder, options, step, tracked=None):
     """Make the folder of a run; returns what else logs it, or None. A folder that is there gets
-    another name; or, if its run goes on after `step` steps, its log loses what came later.
-    tracked: the id of its run of Weights & Biases, which goes on too."""
+    another name; or, if its run goes on after `step` steps, its log and samples lose what came
+    later. tracked: the id of its run of Weights & Biases, which goes on too."""
     if not options.resume:
         make_room(folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept = [record for record in read_log(folder) if record['step'] <= step]
     write_log(folder, kept, name='log.jsonl.tmp')
     os.replace(folder / 'log.jsonl.tmp', folder / 'log.jsonl')
+    cut_samples(folder, step)
     return start_wandb(options, folder, tracked) if options.wandb_project else None
 
 
@@ -128,6 +146,23 @@ def write_log(folder, records, tracker=None, name='log.jsonl'):
         file.writelines(json.dumps(record) + '\n' for record in records)
     for record in records if tracker else []:
         tracker.log(record, step=record['step'])
+
+
+def write_sample(folder, step, text):
+    """Add an indented text to samples.txt, its newlines as they are."""
+    with open(folder / 'samples.txt', 'a', encoding='utf-8', newline='') as file:
+        file.write(f'step {step}\n{text}\n')
+
+
+def cut_samples(folder, step):
+    """Leave out of samples.txt what came after `step` steps."""
+    path = folder / 'samples.txt'
+    if path.exists():
+        parts = re.split(r'(?m)^step (\d+)\n', path.read_bytes().decode(errors='replace'))
+        kept = [f'step {number}\n{text}' for number, text
+                in zip(parts[1::2], parts[2::2], strict=True) if int(number) <= step]
+        path.with_suffix('.tmp').write_bytes(''.join(kept).encode())
+        os.replace(path.with_suffix('.tmp'), path)
 
 
 def start_wandb(options, folder, tracked):
@@ -157,22 +192,50 @@ def refuse_nan(numbers, record, folder):
 
 def plot(folder):
     """Draw loss.png, if there is matplotlib: the losses of log.jsonl over tokens."""
+    if not (axes := make_axes()):
+        return
+    best = draw(axes, read_log(folder), 'C0', 'training', 'C1', 'validation')
+    if best:
+        axes.plot(best['tokens'], best['val_loss'], 'k*', label=f'best: {best["val_loss"]:.4f}')
+    finish(axes, folder / 'loss.png')
+
+
+def plot_runs(logs, path):
+    """Draw the losses of several runs (name: records); False where there is no matplotlib."""
+    if not (axes := make_axes()):
+        return False
+    for i, (name, records) in enumerate(logs.items()):
+        best = draw(axes, records, f'C{i}', None, f'C{i}', name)
+        axes.plot(best['tokens'], best['val_loss'], '*', color=f'C{i}', markersize=10)
+    try:
+        finish(axes, path)
+    except (OSError, ValueError) as error:  # ValueError: an unknown kind of picture
+        raise UserError(f'{path} could not be drawn: {error}') from None
+    return True
+
+
+def make_axes():
+    """Empty axes for losses over tokens, or None where there is no matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return
-    records = read_log(folder)
-    evaluated = [record for record in records if 'val_loss' in record]
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
-    axes = figure.subplots()
-    thin, dotted = {'alpha': 0.4, 'linewidth': 0.8}, {'marker': '.'}
-    for label, name, some, style in (('training', 'train_loss', records, thin),
-                                     ('validation', 'val_loss', evaluated, dotted)):
-        axes.plot([record['tokens'] for record in some], [record[name] for record in some],
-                  label=label, **style)
-    if evaluated:
-        best = min(evaluated, key=lambda record: record['val_loss'])
-        axes.plot(best['tokens'], best['val_loss'], 'k*', label=f'best: {best["val_loss"]:.4f}')
+        return None
+    axes = Figure(figsize=(7, 4.5), layout='constrained').subplots()
     axes.set(xlabel='tokens', ylabel='loss (nats per token)')
+    return axes
+
+
+def draw(axes, records, train_color, train_label, val_color, val_label):
+    """Draw both losses of a log; returns the record with the lowest validation loss, if any."""
+    evaluated = [record for record in records if 'val_loss' in record]
+    axes.plot([record['tokens'] for record in records], [r['train_loss'] for r in records],
+              color=train_color, label=train_label, alpha=0.4, linewidth=0.8)
+    axes.plot([record['tokens'] for record in evaluated], [r['val_loss'] for r in evaluated],
+              color=val_color, label=val_label, marker='.')
+    return min(evaluated, key=lambda record: record['val_loss'], default=None)
+
+
+def finish(axes, path):
     axes.legend()
-    figure.savefig(folder / 'loss.png', dpi=150)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    axes.figure.savefig(path, dpi=150)

@@ -22,12 +22,24 @@ from torch.nn.parallel import DistributedDataParallel
 import config
 import script
 from corpus import key, open_corpus, window_starts
+from evaluation import measure, summary
 from machine import open_machine, stop_signals
 from model import GPT, GPTConfig
 from optim import load_states, make_optimizers, param_groups
-from run import SHAPE, inherit, load, open_folder, refuse_nan, save_run, write_log
+from run import (
+    SHAPE,
+    inherit,
+    load,
+    must_fit,
+    open_folder,
+    refuse_nan,
+    save_run,
+    write_log,
+    write_sample,
+)
+from schedule import batch_at, check_batches, rate, sequences_after, time_limit
 from script import UserError, progress_bar
-from tokenizer import Tokenizer, name_of
+from tokenizer import Tokenizer
 
 
 @dataclass
@@ -42,12 +54,15 @@ class TrainConfig(GPTConfig):
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of the matrix products
     compile: bool | Literal['auto'] = 'auto'  # torch.compile; auto: on CUDA, where it works
     batch_size: int = 8  # sequences in one optimizer step, over all devices
+    batch_size_start: int | None = None  # in the first step, rising to batch_size in multiples
+    batch_ramp_tokens: int | None = None  # the tokens over which it rises
     micro_batch_size: int | None = None  # sequences in one forward pass of one device; None: all
     optimizer: Literal['adamw', 'muon'] = 'muon'  # for the blocks' matrices; AdamW for the rest
     learning_rate: float = 4e-3  # AdamW's peak
     muon_lr: float = 0.03  # Muon's peak, which follows the same schedule
     min_lr: float = 0.0  # where learning_rate ends, and in proportion muon_lr
     warmup_steps: int = 50  # steps in which the rate rises from 0
+    warmup_tokens: int | None = None  # the same in tokens, instead of warmup_steps
     weight_decay: float = 0.1  # of matrices; norms and biases have none
     beta1: float = 0.9  # AdamW's memory of the gradient
     beta2: float = 0.99  # AdamW's memory of its square
@@ -75,7 +90,8 @@ def starting_point(options, given):
     path = folder_of(options) / 'ckpt.pt'
     if options.resume and path.exists():
         state = load(path)
-        fixed = [*SHAPE, 'dataset', 'seed', 'batch_size', 'optimizer']
+        fixed = [*SHAPE, 'dataset', 'seed', 'optimizer', 'batch_size', 'batch_size_start',
+                 'batch_ramp_tokens']
         names = [name for name in vars(options) if name != 'out_dir']
         return inherit(options, given, state['config'], fixed, names), state, True
     if options.init_from is None:
@@ -97,50 +113,40 @@ def folder_of(options):
     return Path(options.out_dir).expanduser()
 
 
-def time_limit(options):
-    """The seconds after which the run stops."""
-    if options.max_seconds is not None:
-        return options.max_seconds
-    return 150 if options.max_steps is None else math.inf
-
-
 def check(options):
     """UserError for numbers that no run can have."""
     least = {'eval_tokens': 2, 'learning_rate': 1e-30} | dict.fromkeys(
-        ('batch_size', 'micro_batch_size', 'eval_interval', 'log_interval'), 1) | dict.fromkeys(
-        ('seed', 'max_steps', 'max_seconds', 'warmup_steps', 'muon_lr', 'min_lr', 'weight_decay',
-         'beta1', 'beta2', 'grad_clip'), 0)
+        ('batch_size', 'batch_size_start', 'batch_ramp_tokens', 'micro_batch_size',
+         'eval_interval', 'log_interval'), 1) | dict.fromkeys(
+        ('seed', 'max_steps', 'max_seconds', 'warmup_steps', 'warmup_tokens', 'muon_lr', 'min_lr',
+         'weight_decay', 'beta1', 'beta2', 'grad_clip'), 0)
     most = {'seed': 2 ** 63 - 1, 'beta1': 0.9999999, 'beta2': 0.9999999}
     for name, lower in least.items():
         value, upper = getattr(options, name), most.get(name, math.inf)
         if value is not None and not lower <= value <= upper:
             limits = f'at least {lower}' if value < lower else f'at most {upper}'
             raise UserError(f'{name} must be {limits}, not {value}')
+    check_batches(options)
 
 
-def micro_batch(options, train_tokens, val_tokens, world):
-    """How many sequences a process takes in one pass; UserError if that or a split doesn't fit."""
+def check_sizes(options, train_tokens, val_tokens, world):
+    """UserError if a batch can't be dealt to the processes, or a split is too short."""
     if len(train_tokens) < 2 * options.block_size or len(val_tokens) < 2:
         raise UserError(f'{options.dataset} is too short for block_size={options.block_size}: it '
                         f'has {len(train_tokens):,} tokens for training, which needs two blocks, '
                         f'and {len(val_tokens):,} for validation, which needs 2')
-    micro = options.micro_batch_size or max(1, options.batch_size // world)
-    if options.batch_size % (world * micro):
-        raise UserError(f'batch_size={options.batch_size} is not divisible by {world} (processes) '
+    name = 'batch_size_start' if options.batch_size_start else 'batch_size'
+    micro = options.micro_batch_size or 1
+    if getattr(options, name) % (world * micro):
+        raise UserError(f'{name}={getattr(options, name)} is not divisible by {world} (processes) '
                         f'x {micro} (micro_batch_size)')
-    return micro
 
 
 def make_model(options, state, meta):
     """(model, options): the model on the CPU, with the weights of the checkpoint `state` if there
     is one, and the options with its shape resolved."""
-    ours, theirs = meta['tokenizer'], state and state['tokenizer']
-    if ours and theirs and ours != theirs:
-        raise UserError(f'the tokens of {options.dataset} are {name_of(ours)}, those of the '
-                        f'checkpoint {name_of(theirs)}')
     size = options.vocab_size or meta['vocab_size']
-    if size < meta['vocab_size']:
-        raise UserError(f'vocab_size={size} is below the {meta["vocab_size"]} of {options.dataset}')
+    must_fit(options.dataset, meta, state and state['tokenizer'], size)
     torch.manual_seed(options.seed)
     try:
         model = GPT(dataclasses.replace(options, vocab_size=size))
@@ -153,20 +159,7 @@ def make_model(options, state, meta):
     return model, model.config
 
 
-# --- schedule, batches, evaluation ---------------------------------------------------------------
-
-def rate(options, step, seconds):
-    """The learning rate after `step` steps and `seconds`, as a share of its peak: a linear warmup,
-    then a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983) along max_steps or max_seconds."""
-    if step < options.warmup_steps:
-        return (step + 1) / (options.warmup_steps + 1)
-    if options.max_steps is None:
-        progress = seconds / time_limit(options)
-    else:
-        progress = (step - options.warmup_steps) / max(1, options.max_steps - options.warmup_steps)
-    floor = options.min_lr / options.learning_rate
-    return floor + (1 - floor) * (1 + math.cos(math.pi * min(1, progress))) / 2
-
+# --- batches and samples -------------------------------------------------------------------------
 
 def get_batch(tokens, first, count, options, device):
     """Inputs and targets, each (count, T), of the training windows from number `first` on."""
@@ -177,34 +170,6 @@ def get_batch(tokens, first, count, options, device):
         windows = windows.pin_memory()
     windows = windows.to(device, non_blocking=True)
     return windows[:, :-1], windows[:, 1:]
-
-
-@torch.no_grad()
-def evaluate(model, tokens, batch_size, machine, limit=None, token_bytes=None):
-    """(loss, bits): nats per token and bits per byte over the first `limit` tokens (None: all).
-
-    They are cut into windows that don't overlap, the last one shorter, whose batches are dealt to
-    the processes. token_bytes: the length of each id's bytes, (V,); None: bits is None.
-    """
-    T = model.config.block_size
-    last = min(len(tokens), limit or len(tokens)) - 1  # so many tokens have one before them
-    starts = np.arange(0, last - T + 1, T)
-    batches = [(starts[i:i + batch_size], T) for i in range(0, len(starts), batch_size)]
-    batches += [(np.array([last - last % T]), last % T)] if last % T else []
-    sums = torch.zeros(3, dtype=torch.float64)  # nats, tokens, bytes
-    model.eval()
-    for starts, length in batches[machine.rank::machine.world]:
-        windows = tokens.windows(starts, length + 1)
-        x, y = windows[:, :-1].to(machine.device), windows[:, 1:]
-        with machine.autocast():
-            loss = model.forward(x, y.to(machine.device)).item()
-        n_bytes = 0 if token_bytes is None else token_bytes[y].sum()
-        sums += torch.tensor([loss * y.numel(), y.numel(), n_bytes], dtype=torch.float64)
-    model.train()
-    if machine.world > 1:
-        dist.all_reduce(sums)
-    nats, count, n_bytes = sums.tolist()
-    return nats / count, nats / math.log(2) / n_bytes if n_bytes else None
 
 
 def sample(model, tokenizer, seed):
@@ -261,7 +226,8 @@ def show(record, options, bar):
     step, seconds = record['step'], record['seconds']
     left = max(0, time_limit(options) - seconds)
     if options.max_steps is not None:
-        left = min(left, (options.max_steps - step) * seconds / step)
+        total = sequences_after(options, options.max_steps) * options.block_size
+        left = min(left, (total - record['tokens']) * seconds / record['tokens'])
     text = (f'step {step:,}  loss {record["train_loss"]:.4f}  lr {record["lr"]:.1e}  '
             f'{record["tokens_per_second"]:,} tokens/s  {int(left) // 60}:{int(left) % 60:02} left')
     if bar is None:
@@ -272,8 +238,9 @@ def show(record, options, bar):
 
 
 def train_step(runner, optimizers, scaler, tokens, options, machine, at, micro):
-    """One optimizer step; returns its loss and gradient norm, (2,), still on the device."""
-    micro_steps = options.batch_size // (machine.world * micro)
+    """One optimizer step, in passes of `micro` sequences; returns its loss and gradient norm, (2,),
+    still on the device."""
+    micro_steps = batch_at(options, at['sequences']) // (machine.world * micro)
     total = torch.zeros((), device=machine.device)
     for i in range(micro_steps):
         first = at['sequences'] + (machine.rank * micro_steps + i) * micro
@@ -301,7 +268,7 @@ def train_step(runner, optimizers, scaler, tokens, options, machine, at, micro):
 def train(options, state, resumed, machine):
     """The run, from its first step or its checkpoint's to its end; returns the exit code."""
     train_tokens, val_tokens, meta = open_corpus(options.dataset)
-    micro = micro_batch(options, train_tokens, val_tokens, machine.world)
+    check_sizes(options, train_tokens, val_tokens, machine.world)
     spec = meta['tokenizer'] or state and state['tokenizer']
     tokenizer = Tokenizer(spec) if spec else None
     token_bytes = tokenizer and torch.tensor([len(token) for token in tokenizer.token_bytes])
@@ -328,11 +295,13 @@ def train(options, state, resumed, machine):
     if machine.world > 1:  # RoPE's table is the same in all processes and never changes
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ['rope'])
         runner = DistributedDataParallel(model)
+    rise = f'{options.batch_size_start} to ' if options.batch_size_start else ''
+    micro = options.micro_batch_size or options.batch_size // machine.world
     print(f'{sum(p.numel() for p in model.parameters()):,} parameters on {options.dataset} '
-          f'({len(train_tokens):,} tokens), {options.batch_size} x {options.block_size} tokens a '
-          f'step, {micro} sequences at once; {machine}', flush=True)
+          f'({len(train_tokens):,} tokens), {rise}{options.batch_size} x {options.block_size} '
+          f'tokens a step, {micro} sequences at once; {machine}', flush=True)
 
-    pending, first = [], at['step']
+    pending, first, counted = [], at['step'], at['sequences']
     begin, logged = time.perf_counter() - at['seconds'], at['seconds']
     with stop_signals() as signals, progress_bar(
             machine.rank == 0, total=options.max_steps or limit,
@@ -347,19 +316,21 @@ def train(options, state, resumed, machine):
             if pending and (saving or step % options.log_interval == 0 or step == first + 1):
                 records, pending = summarize(pending, scaler, folder, machine), []
                 seconds = time.perf_counter() - begin - logged
-                speed = round(len(records) * options.batch_size * options.block_size / seconds)
+                speed = round((at['sequences'] - counted) * options.block_size / seconds)
                 for record in records:
                     record['tokens_per_second'] = speed
                 show(records[-1], options, bar)
                 best = False
                 if evaluating:
-                    loss, bits = evaluate(model, val_tokens, micro, machine, options.eval_tokens,
-                                          token_bytes)
+                    sums = measure(model, val_tokens, machine, options.eval_tokens, token_bytes)
+                    loss, bits = map(summary(sums[0]).get, ('loss', 'bits_per_byte'))
                     refuse_nan({'validation loss': loss}, records[-1], folder)
                     records[-1] |= {'val_loss': loss, 'bits_per_byte': bits}
                     best, at['best_loss'] = loss < at['best_loss'], min(loss, at['best_loss'])
-                    if machine.rank == 0 and tokenizer:
-                        say(sample(model, tokenizer, options.seed + step))
+                    if tokenizer:
+                        text = machine.first_does(sample, model, tokenizer, options.seed + step)
+                        machine.first_does(write_sample, folder, step, text)
+                        say(text)
                     say(f'step {step:,}: validation loss {loss:.4f}'
                         + (f', {bits:.4f} bits per byte' if bits else ''))
                 machine.first_does(write_log, folder, records, tracker)
@@ -367,15 +338,16 @@ def train(options, state, resumed, machine):
                     machine.first_does(save_run, folder, best, optimizers, scaler, {
                         'model': model.state_dict(), **at, 'seconds': time.perf_counter() - begin,
                         'config': dataclasses.asdict(options), 'tokenizer': spec})
-                logged = time.perf_counter() - begin
+                logged, counted = time.perf_counter() - begin, at['sequences']
             if done or stopping:
                 break
-            factor = rate(options, step, at['seconds'])
+            factor = rate(options, step, at['sequences'], at['seconds'])
             for group in param_groups(optimizers):
                 group['lr'] = group['peak_lr'] * factor
+            size = batch_at(options, at['sequences'])
             values = train_step(runner, optimizers, scaler, train_tokens, options, machine, at,
-                                micro)
-            at |= {'step': step + 1, 'sequences': at['sequences'] + options.batch_size}
+                                options.micro_batch_size or size // machine.world)
+            at |= {'step': step + 1, 'sequences': at['sequences'] + size}
             pending.append({'step': step + 1, 'tokens': at['sequences'] * options.block_size,
                             'lr': options.learning_rate * factor, 'values': values,
                             'seconds': time.perf_counter() - begin})

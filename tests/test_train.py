@@ -23,9 +23,9 @@ from corpus import open_corpus
 from model import GPT
 from optim import make_optimizers
 from script import UserError
-from tokenizer import Tokenizer
 
 CPU = machine.Machine(torch.device('cpu'))
+RAMP = ['--warmup_tokens=300', '--batch_size=8', '--batch_size_start=2', '--batch_ramp_tokens=400']
 
 
 def weights(folder, name='ckpt.pt'):
@@ -48,32 +48,10 @@ def test_each_configuration_is_a_run_that_can_be(path):
         model = GPT(dataclasses.replace(options, vocab_size=options.vocab_size or 65))
         make_optimizers(model, options)
     many = range(2 * options.block_size)
-    assert train.micro_batch(options, many, many, world=1) <= options.batch_size
+    train.check_sizes(options, many, many, world=1)
 
 
-# --- schedule, optimizers, batches, evaluation ---------------------------------------------------
-
-def test_the_rate_rises_linearly_and_falls_as_a_cosine():
-    options = options_of('--learning_rate=1', '--min_lr=0.1', '--warmup_steps=10',
-                         '--max_steps=110')
-    rates = [train.rate(options, step, 0.0) for step in range(111)]
-    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
-    assert rates[10] == 1 and rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
-
-
-def test_without_max_steps_the_rate_follows_the_clock():
-    options = options_of('--max_seconds=100')
-    assert train.rate(options, 50, 0.0) == 1
-    assert train.rate(options, 50, 50.0) == pytest.approx(0.5)
-    assert train.rate(options, 10**6, 200.0) == pytest.approx(0)
-
-
-@pytest.mark.parametrize('given, limit', [
-    ([], 150), (['--max_steps=9'], math.inf), (['--max_seconds=7', '--max_steps=9'], 7)])
-def test_a_run_without_a_length_takes_150_seconds(given, limit):
-    assert train.time_limit(options_of(*given)) == limit
-
+# --- batches -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('world, micro', [(1, 8), (1, 2), (2, 4), (2, 1), (4, 2)])
 def test_a_step_takes_the_same_windows_for_any_processes_and_micro_batches(
@@ -108,24 +86,6 @@ def test_dropout_is_another_in_each_step_micro_step_and_rank(home, monkeypatch):
     assert len(seeds) == len(set(seeds)) == 3 * 2 * 2
 
 
-@pytest.mark.parametrize('limit', [None, 16, 17, 50])
-@pytest.mark.parametrize('batch_size', [1, 3])
-def test_evaluation_covers_each_token_once(home, limit, batch_size):
-    _, tokens, meta = open_corpus('tiny')
-    tokenizer = Tokenizer(meta['tokenizer'])
-    lengths = torch.tensor([len(token) for token in tokenizer.token_bytes])
-    model = GPT(options_of(f'--vocab_size={meta["vocab_size"]}')).eval()
-    ids = torch.from_numpy(tokens.read(0, limit or len(tokens)).astype('int64'))
-    nats = 0.0
-    for start in range(0, len(ids) - 1, 16):
-        window = ids[start:start + 17]
-        nats += sum(-model(window[None, :-1]).log_softmax(-1)[0, t, window[t + 1]].item()
-                    for t in range(len(window) - 1))
-    loss, bits = train.evaluate(model, tokens, batch_size, CPU, limit, lengths)
-    assert loss == pytest.approx(nats / (len(ids) - 1), abs=1e-5)
-    assert bits == pytest.approx(nats / math.log(2) / lengths[ids[1:]].sum().item(), abs=1e-5)
-
-
 # --- whole runs ----------------------------------------------------------------------------------
 
 def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
@@ -151,7 +111,7 @@ def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
 
 
 @pytest.mark.parametrize('more', [['--dropout=0.2'], ['--dropout=0.2', '--micro_batch_size=2'],
-                                  ['--dtype=bfloat16'], ['--optimizer=adamw']], ids=str)
+                                  ['--dtype=bfloat16'], ['--optimizer=adamw'], RAMP], ids=str)
 def test_a_resumed_run_has_bit_for_bit_the_weights_of_an_uninterrupted_one(home, monkeypatch, more):
     argv = [*TINY, '--max_steps=12', '--eval_interval=5', '--log_interval=1', *more]
     train.main([*argv, '--out_dir=whole'])
@@ -182,7 +142,7 @@ def test_micro_batches_change_the_weights_by_rounding_only(home):
 
 
 def test_a_validation_loss_that_is_not_finite_is_not_saved(home, monkeypatch):
-    monkeypatch.setattr(train, 'evaluate', lambda *rest: (math.nan, None))
+    monkeypatch.setattr(train, 'measure', lambda *rest: torch.tensor([[math.nan, 1, 1, 0, 0]]))
     with pytest.raises(UserError, match='step 2: the validation loss is nan'):
         train.main([*TINY, '--max_steps=2'])
     assert not (home / 'out/tiny/ckpt.pt').exists()
@@ -226,6 +186,24 @@ def test_a_longer_log_than_the_checkpoint_is_cut_on_resume(home):
     train.main([*TINY, '--max_steps=6', '--resume=True'])
     assert [r['step'] for r in run.read_log(folder)] == [1, 2, 3, 4, 5, 6]
     assert all(r['train_loss'] != 9.0 for r in run.read_log(folder))
+
+
+def test_the_sample_of_each_evaluation_is_kept_with_its_step(home, capsys, monkeypatch):
+    argv = [*TINY, '--eval_interval=2', '--log_interval=1']
+    train.main([*argv, '--max_steps=6', '--out_dir=whole'])
+    printed, whole = capsys.readouterr().out, (home / 'whole/samples.txt').read_bytes()
+    samples = re.split(r'(?m)^step (\d+)\n', whole.decode())
+    assert samples[1::2] == ['2', '4', '6']
+    assert all(text.startswith('    ') and text in printed for text in samples[2::2])
+    saves, save_run = [], train.save_run
+    monkeypatch.setattr(train, 'save_run', lambda *rest: saves or save_run(*rest))
+    train.main([*argv, '--max_steps=2', '--out_dir=parts'])
+    saves.append('dies before it saves')
+    train.main(['--out_dir=parts', '--resume=True', '--max_steps=4'])
+    saves.clear()
+    train.main(['--out_dir=parts', '--resume=True', '--max_steps=6', '--eval_interval=2'])
+    steps = re.findall(r'(?m)^step (\d+)$', (home / 'parts/samples.txt').read_text())
+    assert steps == ['2', '4', '6']
 
 
 def test_resume_starts_where_nothing_is_and_ends_where_all_is_done(home, capsys):
@@ -296,6 +274,10 @@ def test_init_from_refuses_another_tokenizer_with_both_names(home):
     (['--eval_interval=0'], 'eval_interval'), (['--seed=-1'], 'seed'), (['--seed=1e20'], 'seed'),
     (['--grad_clip=-1'], 'grad_clip'), (['--beta1=1'], 'beta1'),
     (['--eval_tokens=1'], 'eval_tokens'),
+    (['--batch_size_start=2'], 'batch_size_start and batch_ramp_tokens need each other'),
+    (['--batch_size_start=3', '--batch_ramp_tokens=9'], 'batch_size=4 is not a multiple of'),
+    (['--batch_size_start=2', '--batch_ramp_tokens=9', '--micro_batch_size=4'],
+     r'batch_size_start=2 is not divisible by 1 .* x 4'), (['--warmup_tokens=-1'], 'warmup_tokens'),
     (['--micro_batch_size=0'], 'micro_batch_size'), (['--n_layer=-1'], 'n_layer'),
 ])
 def test_what_cannot_be_trained_is_one_line(home, argv, message):
@@ -420,8 +402,9 @@ train.main(sys.argv[1:])
     assert run.load(path)['step'] == 7
 
 
-def test_two_processes_train_what_one_does(prepared, checkout):
-    argv = [*TINY, '--max_steps=6', '--eval_interval=3', '--log_interval=1']
+@pytest.mark.parametrize('more', [[], RAMP], ids=['constant', 'ramp'])
+def test_two_processes_train_what_one_does(prepared, checkout, more):
+    argv = [*TINY, '--max_steps=8', '--eval_interval=4', '--log_interval=1', *more]
     process = prepared('train.py', *argv, '--out_dir=one')
     assert process.wait(timeout=60) == 0, process.stderr.read()
     process = prepared('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
@@ -434,6 +417,7 @@ def test_two_processes_train_what_one_does(prepared, checkout):
     for a, b in zip(run.read_log(checkout / 'one'), run.read_log(checkout / 'two'), strict=True):
         assert a['train_loss'] == pytest.approx(b['train_loss'], abs=1e-5)
         assert a.get('val_loss') == pytest.approx(b.get('val_loss'), abs=1e-4)
+        assert (a['tokens'], a['lr']) == (b['tokens'], b['lr'])
 
 
 TWO = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']

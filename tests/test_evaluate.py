@@ -1,0 +1,270 @@
+"""Measuring: against a token-by-token computation, train.py and `transformers`."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ENVIRONMENT, REPOSITORY, TEXT, TINY
+
+import config
+import evaluate
+import evaluation
+import lambada
+import prepare
+import run
+import train
+from corpus import open_corpus
+from evaluation import measure, score, summary
+from machine import Machine
+from model import GPT, GPTConfig
+from script import UserError
+from tokenizer import Tokenizer
+
+CPU = Machine(torch.device('cpu'))
+
+
+@pytest.fixture
+def trained(home, capsys):
+    """A run in `run` and a function that evaluates it: what is printed as JSON."""
+    train.main([*TINY, '--max_steps=40', '--learning_rate=1e-2', '--eval_interval=20',
+                '--out_dir=run'])
+    capsys.readouterr()
+
+    def numbers(*argv):
+        evaluate.main(['--out_dir=run', '--device=cpu', '--dtype=float32', '--json', *argv])
+        return json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    return numbers
+
+
+def one_by_one(model, ids, context, stride):
+    """The sums of `measure`, each prediction with the past that its window gives it."""
+    nats = right = among_5 = 0
+    for i in range(1, len(ids)):
+        window = max(0, -(-(i - context) // stride))  # the first that reaches so far
+        past = torch.tensor([ids[window * stride:i]])
+        logits = model(past)[0, -1].double()
+        nats -= logits.log_softmax(-1)[ids[i]].item()
+        order = logits.argsort(descending=True).tolist()
+        right += order[0] == ids[i]
+        among_5 += ids[i] in order[:5]
+    return nats, right, among_5
+
+
+@pytest.mark.parametrize('limit', [None, 2, 16, 17, 18, 50])
+@pytest.mark.parametrize('context, stride', [(None, None), (16, 4), (5, 5), (7, 3), (1, 1)])
+@torch.no_grad()
+def test_each_token_is_predicted_once_with_its_window_s_past(
+        home, monkeypatch, limit, context, stride):
+    _, tokens, meta = open_corpus('tiny')
+    tokenizer = Tokenizer(meta['tokenizer'])
+    lengths = torch.tensor([len(token) for token in tokenizer.token_bytes])
+    tokens = evaluate.Text(tokens.read(0, 150))
+    model = GPT(GPTConfig(16, meta['vocab_size'], n_layer=1, n_embd=16)).eval()
+    ids = tokens.ids[:limit].tolist()
+    nats, right, among_5 = one_by_one(model, ids, context or 16, stride or 16)
+    monkeypatch.setattr(evaluation, 'sequences_at_once', lambda length, vocab_size: 3)
+    numbers = summary(measure(model, tokens, CPU, limit, lengths, context, stride)[0])
+    count = len(ids) - 1
+    assert numbers['tokens'] == count and numbers['loss'] == pytest.approx(nats / count, abs=1e-5)
+    assert numbers['perplexity'] == pytest.approx(math.exp(nats / count), rel=1e-4)
+    assert numbers['bits_per_byte'] == pytest.approx(
+        nats / math.log(2) / lengths[ids[1:]].sum().item(), abs=1e-5)
+    assert (numbers['accuracy'], numbers['top5_accuracy']) == (right / count, among_5 / count)
+
+
+def test_of_equal_logits_the_lower_id_comes_first():
+    logits = torch.zeros(8, 8, dtype=torch.bfloat16)
+    assert score(logits, torch.arange(8))[1].tolist() == list(range(8))
+
+
+def test_the_loss_is_the_one_that_training_logged(trained, home):
+    logged = min(r['val_loss'] for r in run.read_log(home / 'run') if 'val_loss' in r)
+    numbers = trained()
+    assert numbers.keys() == {'loss', 'perplexity', 'bits_per_byte', 'accuracy', 'top5_accuracy',
+                              'tokens', 'seconds'}
+    assert numbers['loss'] == pytest.approx(logged, abs=1e-9)
+    assert numbers['tokens'] == len(open_corpus('tiny')[1]) - 1
+    assert trained('--split=train')['tokens'] == len(open_corpus('tiny')[0]) - 1
+    assert trained('--eval_tokens=100')['tokens'] == 99
+
+
+def test_a_longer_past_helps_a_model_that_has_learned(trained):
+    assert trained('--stride=4')['loss'] < trained()['loss'] < trained('--context=2')['loss']
+
+
+def test_a_file_is_measured_as_a_split_and_its_lines_add_up(trained, home):
+    _, val, meta = open_corpus('tiny')
+    text = Tokenizer(meta['tokenizer']).decode(val.ids)
+    (home / 'val.txt').write_bytes(text.encode())
+    split, file = trained(), trained('--file=val.txt', '--per_line')
+    lines = file.pop('lines')
+    assert file | {'seconds': 0} == split | {'seconds': 0}
+    assert [line['text'] for line in lines] == text.split('\n')[:-1]
+    assert [line['tokens'] for line in lines] == [
+        len(line) + 1 - (i == 0) for i, line in enumerate(text.split('\n')[:-1])]
+    total = sum(line['loss'] * line['tokens'] for line in lines)
+    assert total == pytest.approx(file['loss'] * file['tokens'])
+
+
+def test_a_token_is_of_the_line_that_it_begins_in():
+    tokenizer = Tokenizer({'kind': 'byte'})
+    text = 'a\n\nä b\n'
+    lines = evaluate.line_numbers(text, tokenizer.encode(text), tokenizer)
+    assert lines.tolist() == [0, 0, 1, 2, 2, 2, 2, 2]
+
+
+def test_what_a_person_reads_has_the_same_numbers(trained, capsys):
+    numbers = trained()
+    evaluate.main(['--out_dir=run', '--device=cpu', '--dtype=float32'])
+    printed = capsys.readouterr().out
+    assert f'{numbers["loss"]:.4f} nats per token' in printed
+    assert f'{numbers["top5_accuracy"]:.2%}' in printed and f'{numbers["tokens"]:,}' in printed
+
+
+def test_numbers_that_json_has_no_word_for_are_null():
+    assert evaluate.finite({'a': math.inf, 'b': [{'c': math.nan}], 'd': 1.5}) == {
+        'a': None, 'b': [{'c': None}], 'd': 1.5}
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--dataset=bytes'], 'the tokens of bytes are bytes, those of the checkpoint .* characters'),
+    (['--dataset=nothing'], 'no data set or recipe is called nothing'),
+    (['--out_dir=nowhere'], 'no such checkpoint'),
+    (['--file=nowhere.txt'], 'nowhere.txt'), (['--file=empty.txt'], 'empty.txt is too short'),
+    (['--file=latin.txt'], 'latin.txt'), (['--file=other.txt'], "no character 'Ä'"),
+    (['--context=17'], 'context must be from 1 to 16'), (['--stride=0'], 'stride must be from 1'),
+    (['--context=4', '--stride=5'], 'stride must be from 1 to 4'),
+    (['--eval_tokens=1'], 'eval_tokens'), (['--per_line'], '--per_line needs --file'),
+    (['--task=lambada'], '--task=lambada needs --file'),
+    (['--task=lambada', '--file=empty.txt'], 'empty.txt has no passages'),
+    (['--task=lambada', '--file=field.jsonl'], r'field.jsonl, line 3 is no JSON object with a "te'),
+    (['--task=lambada', '--file=tiny.txt'], 'tiny.txt, line 1 is no JSON object'),
+    (['--task=lambada', '--file=word.jsonl'], 'word.jsonl, line 1: no word stands before the last'),
+    (['--task=lambada', '--file=char.jsonl'], 'char.jsonl, line 1: the vocabulary has no char'),
+    (['--task=lambada', '--file=long.jsonl'], 'long.jsonl, line 1: the last word alone fills the'),
+    (['--compare=run,nowhere'], 'nowhere: there is no log.jsonl'),
+])
+def test_what_cannot_be_measured_is_one_line(trained, home, argv, message):
+    prepare.main(['--input=tiny.txt', '--tokenizer=byte', '--name=bytes'])
+    for name, content in (('empty.txt', b''), ('latin.txt', b'\xff'),
+                          ('other.txt', b'the \xc3\x84'),
+                          ('field.jsonl', b'{"text": "the fox"}\n\n{"txt": "the fox"}\n'),
+                          ('word.jsonl', b'{"text": "fox"}'), ('char.jsonl', b'{"text": "the F"}'),
+                          ('long.jsonl', b'{"text": "the foxfoxfoxfoxfoxfox"}')):
+        (home / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        trained(*argv)
+    assert '\n' not in str(error.value)
+
+
+def test_two_processes_measure_what_one_does(checkout, tmp_path):
+    def start(*argv):
+        process = subprocess.run([sys.executable, *argv], cwd=checkout, capture_output=True,
+                                 text=True, env=ENVIRONMENT, timeout=120)
+        assert process.returncode == 0, process.stderr
+        return process.stdout
+    (tmp_path / 'some.jsonl').write_text(
+        ''.join(json.dumps({'text': line}) + '\n' for line in TEXT.splitlines()[:20]))
+    start('prepare.py', '--input=tiny.txt', '--tokenizer=char', '--name=measured')
+    start('train.py', *TINY, '--dataset=measured', '--max_steps=3', '--out_dir=measured')
+    for more in ([], ['--task=lambada', f'--file={tmp_path}/some.jsonl']):
+        argv = ['evaluate.py', '--out_dir=measured', '--device=cpu', '--json', *more]
+        one = json.loads(start(*argv))
+        two = json.loads(start('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+                               *argv))
+        assert two == pytest.approx(one | {'seconds': two['seconds']})
+
+
+# --- LAMBADA -------------------------------------------------------------------------------------
+
+def test_lambada_agrees_with_transformers_passage_by_passage(tmp_path, monkeypatch):
+    transformers = pytest.importorskip('transformers')
+    torch.manual_seed(1)
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=256, n_positions=48, n_embd=16, n_layer=2, n_head=2)).eval()
+    with torch.no_grad():
+        theirs.transformer.wte.weight.mul_(20)  # else the likeliest token is always the same
+    ours = GPT(GPTConfig(48, 256, 2, 2, n_embd=16, position='learned', norm='layernorm',
+                         norm_weight=True, mlp='gelu', qk_norm=False, bias=True)).eval()
+    names = {'wte': 'wte', 'wpe': 'wpe', 'norm': 'ln_f'}
+    state = {f'{a}.{kind}': theirs.transformer.state_dict()[f'{b}.{kind}'] for a, b in names.items()
+             for kind in ('weight', 'bias') if f'{b}.{kind}' in theirs.transformer.state_dict()}
+    parts = {'norm1': 'ln_1', 'attention.qkv': 'attn.c_attn', 'attention.proj': 'attn.c_proj',
+             'norm2': 'ln_2', 'mlp.up': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'}
+    for i, layer in enumerate(theirs.transformer.h):
+        for a, b in parts.items():
+            for kind in ('weight', 'bias'):
+                value = layer.get_parameter(f'{b}.{kind}')
+                state[f'blocks.{i}.{a}.{kind}'] = value.T if value.dim() == 2 else value
+    ours.load_state_dict(state | {'lm_head.weight': state['wte.weight']})
+
+    texts = [line[:20 + 7 * (i % 6)].rsplit(' ', 1)[0]
+             for i, line in enumerate(TEXT.split('\n')[:60])]
+    nats = right = cut = 0
+    for i, text in enumerate(texts):
+        for _ in range(2 * (i % 3 == 0)):  # some passages whose last letter is the greedy choice
+            ids = torch.tensor([list(f'{text} '.encode())])
+            letter = theirs(ids[:, -48:]).logits[0, -1].argmax().item()
+            texts[i] = f'{text} {chr(letter)}' if 32 < letter < 127 else text
+    for text in texts:
+        before, word = text.rsplit(' ', 1)
+        ids = list(f'{before} {word}'.encode())
+        cut += len(ids) > 49
+        ids = torch.tensor([ids[-49:]])
+        with torch.no_grad():
+            logits = theirs(ids[:, :-1]).logits[0, -1 - len(word):]
+        target = ids[0, -1 - len(word):]
+        nats -= logits.log_softmax(-1).gather(-1, target[:, None]).sum().item()
+        right += bool((logits.argmax(-1) == target).all())
+    path = tmp_path / 'some.jsonl'
+    path.write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
+    monkeypatch.setattr(lambada, 'sequences_at_once', lambda length, vocab_size: 7)
+    numbers = lambada.lambada(ours, Tokenizer({'kind': 'byte'}), path, None, CPU)
+    assert numbers['perplexity'] == pytest.approx(math.exp(nats / len(texts)), rel=1e-4)
+    assert numbers['accuracy'] == right / len(texts)
+    assert (numbers['passages'], numbers['cut']) == (len(texts), cut)
+
+
+def test_the_batches_of_passages_hold_each_once_and_little_padding(monkeypatch):
+    lengths = np.random.default_rng(1).integers(1, 500, 2000).tolist()
+    parts = list(lambada.by_length(lengths, 50257))
+    assert sorted(i for part in parts for i in part) == list(range(2000))
+    for part in parts:
+        longest = max(lengths[i] for i in part)
+        assert len(part) * longest <= 2 ** 27 / 50257
+        assert sum(lengths[i] for i in part) >= 0.9 * len(part) * longest
+
+
+def test_a_word_that_is_learned_by_heart_is_right(home, capsys):
+    train.main([*TINY, '--max_steps=300', '--learning_rate=1e-2', '--out_dir=run'])
+    (home / 'some.jsonl').write_text('{"text": "the quick brown fox"}\n{"text": "jumps over it"}\n')
+    evaluate.main(['--out_dir=run', '--device=cpu', '--task=lambada', '--file=some.jsonl'])
+    printed = capsys.readouterr().out
+    assert '50.00%' in printed and '1 passages are longer than 16 tokens' in printed
+
+
+# --- several runs --------------------------------------------------------------------------------
+
+def test_runs_are_compared_in_a_table_and_a_picture(trained, home, capsys):
+    train.main([*TINY, '--max_steps=4', '--eval_interval=2', '--n_layer=1', '--out_dir=small'])
+    capsys.readouterr()
+    evaluate.main(['--compare=run,small', '--picture=both.png'])
+    lines = capsys.readouterr().out.splitlines()
+    for line, folder in zip(lines[2:4], ('run', 'small'), strict=True):
+        best = min(r['val_loss'] for r in run.read_log(home / folder) if 'val_loss' in r)
+        model, _ = run.load_model(folder)
+        assert line.startswith(f'| {folder} | {sum(p.numel() for p in model.parameters()):,} |')
+        assert f'| {best:.4f} |' in line
+    assert lines[4] == 'the curves: both.png'
+    assert (home / 'both.png').read_bytes().startswith(b'\x89PNG')
+    with pytest.raises(UserError, match='both.xyz could not be drawn'):
+        evaluate.main(['--compare=run,small', '--picture=both.xyz'])
+
+
+def test_no_core_file_imports_evaluate():
+    for path in REPOSITORY.glob('*.py'):
+        assert 'import evaluate\n' not in path.read_text() and path.name != config.__name__
