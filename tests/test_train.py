@@ -131,7 +131,7 @@ def test_micro_batches_change_the_weights_by_rounding_only(home):
 
 
 def test_a_validation_loss_that_is_not_finite_is_not_saved(home, monkeypatch):
-    monkeypatch.setattr(train, 'measure', lambda *rest: torch.full((1, 5), math.nan))
+    monkeypatch.setattr(train, 'measure', lambda *rest: torch.tensor([[math.nan, 1, 1, 0, 0]]))
     with pytest.raises(UserError, match='step 2: the validation loss is nan'):
         train.main([*TINY, '--max_steps=2'])
     assert not (home / 'out/tiny/ckpt.pt').exists()
