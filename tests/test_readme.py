@@ -11,19 +11,20 @@ import pytest
 from conftest import ENVIRONMENT, REPOSITORY, TEXT
 
 import config
+from evaluate import EvaluateConfig
 from prepare import PrepareConfig
 from sample import SampleConfig
 from train import TrainConfig
 
 README = (REPOSITORY / 'README.md').read_text(encoding='utf-8')
 COMMANDS = [line for block in re.findall(r'```sh\n(.*?)```', README, re.DOTALL)
-            for line in block.splitlines() if re.search(r'(train|sample|prepare)\.py', line)]
+            for line in block.splitlines() if re.search(r'(train|sample|prepare|evaluate)\.py', line)]
 SHORT = {'train.py': '--max_steps=3 --eval_tokens=999', 'sample.py': '--max_new_tokens=5',
-         'prepare.py': ''}
+         'prepare.py': '', 'evaluate.py': '--eval_tokens=999'}
 
 
 def script_of(command):
-    return re.search(r'(train|sample|prepare)\.py', command)[0]
+    return re.search(r'(train|sample|prepare|evaluate)\.py', command)[0]
 
 
 @pytest.mark.parametrize('command', COMMANDS)
@@ -31,7 +32,8 @@ def test_each_command_has_options_that_exist(command, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     words = shlex.split(command)
     arguments = words[words.index(script_of(command)) + 1:]
-    kind = {'train.py': TrainConfig, 'sample.py': SampleConfig, 'prepare.py': PrepareConfig}
+    kind = {'train.py': TrainConfig, 'sample.py': SampleConfig, 'prepare.py': PrepareConfig,
+            'evaluate.py': EvaluateConfig}
     if '--help' not in arguments:
         config.parse(kind[script_of(command)], arguments)
 
