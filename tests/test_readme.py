@@ -17,14 +17,15 @@ from sample import SampleConfig
 from train import TrainConfig
 
 README = (REPOSITORY / 'README.md').read_text(encoding='utf-8')
+SCRIPT = re.compile(r'(train|sample|prepare|evaluate)\.py')
 COMMANDS = [line for block in re.findall(r'```sh\n(.*?)```', README, re.DOTALL)
-            for line in block.splitlines() if re.search(r'(train|sample|prepare|evaluate)\.py', line)]
+            for line in block.splitlines() if SCRIPT.search(line)]
 SHORT = {'train.py': '--max_steps=3 --eval_tokens=999', 'sample.py': '--max_new_tokens=5',
          'prepare.py': '', 'evaluate.py': '--eval_tokens=999'}
 
 
 def script_of(command):
-    return re.search(r'(train|sample|prepare|evaluate)\.py', command)[0]
+    return SCRIPT.search(command)[0]
 
 
 @pytest.mark.parametrize('command', COMMANDS)
