@@ -15,16 +15,17 @@ from conftest import ENVIRONMENT, REPOSITORY, TEXT
 
 import config
 from convert import ConvertConfig
+from evaluate import EvaluateConfig
 from prepare import PrepareConfig
 from sample import SampleConfig
 from train import TrainConfig
 
 README = (REPOSITORY / 'README.md').read_text(encoding='utf-8')
-SCRIPTS = r'\b(train|sample|prepare|convert)\.py'
+SCRIPTS = r'\b(train|sample|prepare|convert|evaluate)\.py'
 COMMANDS = [line for block in re.findall(r'```sh\n(.*?)```', README, re.DOTALL)
             for line in block.splitlines() if re.search(SCRIPTS, line)]
 SHORT = {'train.py': '--max_steps=3 --eval_tokens=999', 'sample.py': '--max_new_tokens=5',
-          'prepare.py': '', 'convert.py': ''}
+         'prepare.py': '', 'convert.py': '', 'evaluate.py': '--eval_tokens=999'}
 
 
 def script_of(command):
@@ -37,7 +38,7 @@ def test_each_command_has_options_that_exist(command, monkeypatch, capsys):
     words = shlex.split(command)
     arguments = words[words.index(script_of(command)) + 1:]
     kind = {'train.py': TrainConfig, 'sample.py': SampleConfig, 'prepare.py': PrepareConfig,
-            'convert.py': ConvertConfig}
+            'convert.py': ConvertConfig, 'evaluate.py': EvaluateConfig}
     if '--help' not in arguments:
         config.parse(kind[script_of(command)], arguments)
 
