@@ -1,0 +1,164 @@
+"""Why a GPT is made as it is: what it loses when one part is changed, from outside the model.
+
+    python docs/questions.py --question=residual
+    python docs/questions.py --question=mask --seeds=1 --max_steps=100
+
+Trains each variant of rung 4 of the ladder, narrower and shorter, in turns with the others, and
+prints a table: the validation loss is the mean over the seeds, and its range.
+"""
+
+import contextlib
+import io
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn as nn
+
+import config
+import model
+import run
+import script
+import train
+from corpus import open_corpus
+from evaluation import measure, summary
+from machine import Machine
+from script import UserError
+
+BASE = [str(config.ROOT / 'config' / 'ladder' / '4_blocks.py'), '--n_embd=64', '--block_size=64']
+DATASET = 'shakespeare_char'
+
+
+@dataclass
+class QuestionConfig:
+    """What to ask, and how long to look for the answer."""
+    question: Literal['position', 'scale', 'mask', 'residual', 'heads', 'mlp', 'rnn'] = 'position'
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])  # one run of each variant a seed
+    max_steps: int = 500  # the length of each run
+
+
+# --- the changes ---------------------------------------------------------------------------------
+
+attend, make_gpt = model.attend, model.GPT.__init__
+
+
+def attend_undivided(q, k, v, dropout=0.0):
+    """Without the division by sqrt(D)."""
+    return attend(q * q.size(-1) ** 0.5, k, v, dropout)
+
+
+def attend_zero(before):
+    """Attention whose mask puts a zero, not minus infinity, before or after the softmax."""
+    def masked(q, k, v, dropout=0.0):
+        T, S = q.size(2), k.size(2)
+        future = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
+        scores = q @ k.transpose(2, 3) * q.size(-1) ** -0.5
+        if before:
+            return scores.masked_fill(future, 0).softmax(dim=-1) @ v
+        return scores.softmax(dim=-1).masked_fill(future, 0) @ v
+    return masked
+
+
+def without_residual(self, x, rope, cache):
+    return self.mlp(self.norm2(self.attention(self.norm1(x), rope, cache)))
+
+
+def with_one_mlp(self, options):
+    make_gpt(self, options)
+    for block in self.blocks[1:]:
+        block.mlp = self.blocks[0].mlp
+
+
+class Recurrence(nn.Module):
+    """A GRU (Cho et al. 2014, arXiv:1406.1078) in the place of attention: one state of C numbers is
+    all that it knows of the past, and each token waits for the one before it."""
+
+    def __init__(self, options, layer):
+        super().__init__()
+        self.rnn = nn.GRU(options.n_embd, options.n_embd, batch_first=True)
+        self.state = None
+
+    def forward(self, x, rope, cache):
+        before = self.state if cache and cache.length else None  # as a cache keeps keys and values
+        with torch.autocast(x.device.type, enabled=False):
+            y, state = self.rnn(x.float(), before)
+        self.state = state if cache else None
+        return y
+
+
+def change(thing, name, value):
+    return lambda: mock.patch.object(thing, name, value)
+
+
+SAME = contextlib.nullcontext
+UNDIVIDED = change(model, 'attend', attend_undivided)
+UNCONNECTED = change(model.Block, 'forward', without_residual)
+QUESTIONS = {  # question: {variant: (options, change)}
+    'position': {'learned': ([], SAME), 'RoPE': (['--position=rope'], SAME),
+                 'none': (['--position=none'], SAME)},
+    'scale': {'4 heads of 16, divided': ([], SAME), '4 heads of 16, not divided': ([], UNDIVIDED),
+              '1 head of 64, divided': (['--n_head=1'], SAME),
+              '1 head of 64, not divided': (['--n_head=1'], UNDIVIDED)},
+    'mask': {'minus infinity before the softmax': ([], SAME),
+             'zero before the softmax': ([], change(model, 'attend', attend_zero(True))),
+             'zero after the softmax': ([], change(model, 'attend', attend_zero(False)))},
+    'residual': {'4 blocks, with': ([], SAME), '4 blocks, without': ([], UNCONNECTED),
+                 '1 block, with': (['--n_layer=1'], SAME),
+                 '1 block, without': (['--n_layer=1'], UNCONNECTED)},
+    'heads': {f'{n} of {64 // n} channels': ([f'--n_head={n}'], SAME) for n in (1, 2, 4, 8, 16)},
+    'mlp': {'one in each block': ([], SAME),
+            'the same in every block': ([], change(model.GPT, '__init__', with_one_mlp)),
+            'none': (['--mlp=none'], SAME),
+            'none, 12 blocks': (['--mlp=none', '--n_layer=12'], SAME)},
+    'rnn': {'attention': ([], SAME), 'GRU': ([], change(model, 'Attention', Recurrence))},
+}
+
+
+# --- the measurement -----------------------------------------------------------------------------
+
+def main(argv):
+    options, _ = config.parse(QuestionConfig, argv)
+    variants = QUESTIONS[options.question]
+    results = {name: [] for name in variants}
+    for seed in options.seeds:
+        for name, (more, changed) in variants.items():
+            with changed():
+                results[name].append(one_run(seed, options.max_steps, more))
+            print(f'{name}, seed {seed}: {results[name][-1][1]:.4f}', file=sys.stderr)
+    last = '| of each window\'s last token ' if options.question == 'mask' else ''
+    print(f'| | parameters | validation loss | range {last}| tokens/s |')
+    print(f'|---|---|---|---|{"---|" if last else ""}---|')
+    for name, measured in results.items():
+        sizes, losses, lasts, speeds = zip(*measured, strict=True)
+        print(f'| {name} | {sizes[0]:,} | {statistics.mean(losses):.3f} | {min(losses):.3f} to '
+              f'{max(losses):.3f} {f"| {statistics.mean(lasts):.3f} " if last else ""}| '
+              f'{statistics.median(speeds):,.0f} |')
+
+
+def one_run(seed, steps, more):
+    """(parameters, validation loss, loss of the last tokens, tokens per second) of one run."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        code = train.main([*BASE, f'--max_steps={steps}', f'--eval_interval={steps}',
+                           f'--seed={seed}', f'--out_dir={folder}/run', *more])
+        if code:
+            raise UserError('interrupted')
+        *_, last = run.read_log(Path(folder, 'run'))
+        network, _ = run.load_model(Path(folder, 'run'))
+        speeds = [record['tokens_per_second'] for record in run.read_log(Path(folder, 'run'))]
+        val = open_corpus(DATASET)[1]
+    count, context = min(len(val), 2000), network.config.block_size
+    later = (torch.arange(count) > context).long()  # what is the last token of a window
+    sums = measure(network, val, Machine(torch.device('cpu')), count, None, context, 1, later)
+    size = sum(p.numel() for p in network.parameters())
+    return size, last['val_loss'], summary(sums[1])['loss'], statistics.median(speeds)
+
+
+if __name__ == '__main__':
+    script.run(main)

@@ -1,0 +1,102 @@
+"""What the docs say of attention and draw of it, from outside the model."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ENVIRONMENT, REPOSITORY, TINY
+
+import model
+import run
+import train
+from script import UserError
+
+sys.path.insert(0, str(REPOSITORY / 'docs'))
+
+import attention
+import attention_maps
+import questions
+
+
+def test_attention_three_ways_gives_the_same_numbers():
+    gpt, idx = attention.small_gpt(), torch.randint(65, (3, 64))
+    ours = gpt(idx)
+    logits = attention.three_ways(gpt, idx)
+    assert list(logits) == ['explicit', 'sdpa', 'nn.TransformerEncoder']
+    assert ours.abs().max() > 1
+    for values in logits.values():
+        assert torch.allclose(values, ours, atol=1e-4)
+    assert torch.equal(gpt(idx), ours)  # nothing stays changed
+
+
+def test_attention_three_ways_has_the_same_gradients():
+    idx = torch.randint(65, (3, 64))
+    gradients = []
+    for attend in (attention.explicit, attention.sdpa, model.attend):
+        gpt = attention.small_gpt()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model, 'attend', attend)
+            gpt(idx, idx).backward()
+        gradients.append([p.grad for p in gpt.parameters()])
+    for one, *others in zip(*gradients, strict=True):
+        assert all(torch.allclose(one, other, atol=1e-5) for other in others)
+
+
+@pytest.mark.parametrize('more', [[], ['--n_kv_head=1'], ['--position=none', '--qk_norm=False']],
+                         ids=str)
+def test_the_maps_are_what_the_model_attends_to(home, more):
+    train.main([*TINY, '--max_steps=2', '--out_dir=run', *more])
+    network, tokenizer = run.load_model('run')
+    idx = torch.tensor(tokenizer.encode('the lazy dogs').tolist())[None]
+    maps, watched = attention_maps.attention_maps(network, idx), []
+    assert [weights.shape for weights in maps] == [(2, 13, 13)] * 2
+    for weights in maps:
+        assert torch.allclose(weights.sum(-1), torch.ones(2, 13))
+        assert (weights.triu(1) == 0).all()
+
+    def attend(q, k, v, dropout=0.0):
+        watched.append(maps[len(watched)] @ v.repeat_interleave(q.size(1) // v.size(1), 1))
+        return watched[-1]
+    before = network(idx)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, 'attend', attend)
+        assert torch.allclose(network(idx), before, atol=1e-5)
+
+
+def test_the_maps_are_drawn_and_what_cannot_be_is_one_line(home):
+    train.main([*TINY, '--max_steps=2', '--out_dir=run'])
+    attention_maps.main(['--out_dir=run', '--text=the lazy', '--picture=maps.png'])
+    assert (home / 'maps.png').read_bytes().startswith(b'\x89PNG')
+    for argv, message in ((['--text='], '--text has 0 tokens'), (['--text=Ä'], 'no character'),
+                          (['--text=the lazy dogs over and over'], 'has 27 tokens; .* 1 to 16'),
+                          (['--text=the', '--picture=a.xyz'], 'a.xyz')):
+        with pytest.raises(UserError, match=message):
+            attention_maps.main(['--out_dir=run', *argv])
+
+
+@pytest.mark.parametrize('question', questions.QUESTIONS)
+def test_each_question_trains_its_variants_and_leaves_the_model_as_it_was(
+        home, capsys, monkeypatch, question):
+    original = [model.attend, model.Attention, model.Block.forward, model.GPT.__init__]
+    monkeypatch.setattr(questions, 'BASE', [*TINY, '--n_head=2'])
+    monkeypatch.setattr(questions, 'DATASET', 'tiny')
+    questions.main([f'--question={question}', '--seeds=1,2', '--max_steps=2'])
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 + len(questions.QUESTIONS[question])
+    assert [model.attend, model.Attention, model.Block.forward, model.GPT.__init__] == original
+
+
+def test_a_mask_of_zeros_lets_the_future_through():
+    q, k, v = torch.randn(3, 1, 2, 6, 8)
+    changed = torch.cat((v[:, :, :-1], v[:, :, -1:] + 1), dim=2)
+    for attend, leaks in ((questions.attend_zero(True), True),
+                          (questions.attend_zero(False), False), (model.attend, False)):
+        same = torch.allclose(attend(q, k, v)[:, :, :-1], attend(q, k, changed)[:, :, :-1])
+        assert same != leaks
+
+
+def test_the_scripts_of_the_docs_run_from_anywhere(tmp_path):
+    result = subprocess.run([sys.executable, REPOSITORY / 'docs' / 'attention.py'], cwd=tmp_path,
+                            env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.count('from explicit by at most') == 3
