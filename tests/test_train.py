@@ -40,7 +40,10 @@ def options_of(*argv):
     return parse(train.TrainConfig, [*TINY, *argv])[0]
 
 
-@pytest.mark.parametrize('path', sorted((REPOSITORY / 'config').glob('**/*.py')), ids=lambda p: p.stem)
+CONFIGURATIONS = sorted((REPOSITORY / 'config').glob('**/*.py'))
+
+
+@pytest.mark.parametrize('path', CONFIGURATIONS, ids=lambda path: path.stem)
 def test_each_configuration_is_a_run_that_can_be(path):
     options, _ = parse(train.TrainConfig, [str(path)] if path.stem != '__init__' else [])
     train.check(options)

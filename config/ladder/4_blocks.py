@@ -1,5 +1,5 @@
 # Rung 4 adds depth: four blocks, each attention and an MLP that works on what attention found, with
-# norms and residual connections that make depth trainable. GPT-2's shape; expect about 1.8.
+# norms and residual connections that make depth trainable. GPT-2's shape; expect 1.94.
 dataset = 'shakespeare_char'
 n_layer, n_head, n_embd = 4, 4, 128
 position, mlp, norm, norm_weight, bias, qk_norm = 'learned', 'gelu', 'layernorm', True, True, False
