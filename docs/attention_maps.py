@@ -74,7 +74,7 @@ def draw(maps, labels, picture):
     figure = Figure(figsize=(columns * side, rows * side), layout='constrained')
     for row, axes in enumerate(figure.subplots(rows, columns, squeeze=False)):
         for column, axis in enumerate(axes):
-            axis.imshow(maps[row][column].float(), cmap='Blues', vmin=0, vmax=1)
+            axis.imshow(maps[row][column].float().numpy(), cmap='Blues', vmin=0, vmax=1)
             axis.set_title(f'layer {row + 1}, head {column + 1}', fontsize=8)
             axis.set_xticks(range(len(labels)), labels, fontsize=6)
             axis.set_yticks(range(len(labels)), labels, fontsize=6)
