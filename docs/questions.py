@@ -41,7 +41,7 @@ class QuestionConfig:
     """What to ask, and how long to look for the answer."""
     question: Literal['position', 'scale', 'mask', 'residual', 'heads', 'mlp', 'rnn'] = 'position'
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])  # one run of each variant a seed
-    max_steps: int = 500  # the length of each run
+    max_steps: int = 1000  # the length of each run
 
 
 # --- the changes ---------------------------------------------------------------------------------
@@ -52,6 +52,16 @@ attend, make_gpt = model.attend, model.GPT.__init__
 def attend_undivided(q, k, v, dropout=0.0):
     """Without the division by sqrt(D)."""
     return attend(q * q.size(-1) ** 0.5, k, v, dropout)
+
+
+def with_variance_1(self, options):
+    """Queries and keys of variance 1 before training, as Vaswani et al. 2017 (arXiv:1706.03762,
+    footnote 4) suppose; GPT-2's are smaller."""
+    make_gpt(self, options)
+    for block in self.blocks:
+        queries_and_keys = block.attention.qkv.weight[:2 * options.n_embd]
+        with torch.no_grad():
+            queries_and_keys.normal_(std=options.n_embd ** -0.5)
 
 
 def attend_zero(before):
@@ -93,31 +103,29 @@ class Recurrence(nn.Module):
         return y
 
 
-def change(thing, name, value):
-    return lambda: mock.patch.object(thing, name, value)
-
-
-SAME = contextlib.nullcontext
+change = mock.patch.object
 UNDIVIDED = change(model, 'attend', attend_undivided)
+VARIANCE_1 = change(model.GPT, '__init__', with_variance_1)
 UNCONNECTED = change(model.Block, 'forward', without_residual)
-QUESTIONS = {  # question: {variant: (options, change)}
-    'position': {'learned': ([], SAME), 'RoPE': (['--position=rope'], SAME),
-                 'none': (['--position=none'], SAME)},
-    'scale': {'4 heads of 16, divided': ([], SAME), '4 heads of 16, not divided': ([], UNDIVIDED),
-              '1 head of 64, divided': (['--n_head=1'], SAME),
-              '1 head of 64, not divided': (['--n_head=1'], UNDIVIDED)},
-    'mask': {'minus infinity before the softmax': ([], SAME),
+QUESTIONS = {  # question: {variant: (options, *changes)}
+    'position': {name: ([f'--position={name}'],) for name in ('learned', 'rope', 'none')},
+    'scale': {'4 heads of 16, divided': ([],), '4 heads of 16, not divided': ([], UNDIVIDED),
+              '1 head of 64, divided': (['--n_head=1'],),
+              '1 head of 64, not divided': (['--n_head=1'], UNDIVIDED),
+              'variance 1, 1 head of 64, divided': (['--n_head=1'], VARIANCE_1),
+              'variance 1, 1 head of 64, not divided': (['--n_head=1'], VARIANCE_1, UNDIVIDED)},
+    'mask': {'minus infinity before the softmax': ([],),
              'zero before the softmax': ([], change(model, 'attend', attend_zero(True))),
              'zero after the softmax': ([], change(model, 'attend', attend_zero(False)))},
-    'residual': {'4 blocks, with': ([], SAME), '4 blocks, without': ([], UNCONNECTED),
-                 '1 block, with': (['--n_layer=1'], SAME),
+    'residual': {'4 blocks, with': ([],), '4 blocks, without': ([], UNCONNECTED),
+                 '1 block, with': (['--n_layer=1'],),
                  '1 block, without': (['--n_layer=1'], UNCONNECTED)},
-    'heads': {f'{n} of {64 // n} channels': ([f'--n_head={n}'], SAME) for n in (1, 2, 4, 8, 16)},
-    'mlp': {'one in each block': ([], SAME),
+    'heads': {f'{n} of {64 // n} channels': ([f'--n_head={n}'],) for n in (1, 2, 4, 8, 16)},
+    'mlp': {'one in each block': ([],),
             'the same in every block': ([], change(model.GPT, '__init__', with_one_mlp)),
-            'none': (['--mlp=none'], SAME),
-            'none, 12 blocks': (['--mlp=none', '--n_layer=12'], SAME)},
-    'rnn': {'attention': ([], SAME), 'GRU': ([], change(model, 'Attention', Recurrence))},
+            'none': (['--mlp=none'],),
+            'none, 12 blocks': (['--mlp=none', '--n_layer=12'],)},
+    'rnn': {'attention': ([],), 'GRU': ([], change(model, 'Attention', Recurrence))},
 }
 
 
@@ -128,8 +136,10 @@ def main(argv):
     variants = QUESTIONS[options.question]
     results = {name: [] for name in variants}
     for seed in options.seeds:
-        for name, (more, changed) in variants.items():
-            with changed():
+        for name, (more, *changes) in variants.items():
+            with contextlib.ExitStack() as changed:
+                for one in changes:
+                    changed.enter_context(one)
                 results[name].append(one_run(seed, options.max_steps, more))
             print(f'{name}, seed {seed}: {results[name][-1][1]:.4f}', file=sys.stderr)
     last = '| of each window\'s last token ' if options.question == 'mask' else ''
