@@ -106,7 +106,8 @@ def check(options, model, tokenizer):
     for name, (lower, upper) in limits.items():
         value = getattr(options, name)
         if value is not None and not lower <= value <= upper:
-            raise UserError(f'{name} must be from {lower} to {upper}, not {value}')
+            limit = f'at least {lower}' if upper == math.inf else f'from {lower} to {upper}'
+            raise UserError(f'{name} must be {limit}, not {value}')
     if (options.task or options.per_line) and not options.file:
         raise UserError(f'{"--task=lambada" if options.task else "--per_line"} needs --file=FILE')
     if options.file and tokenizer is None:

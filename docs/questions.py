@@ -125,7 +125,8 @@ QUESTIONS = {  # question: {variant: (options, *changes)}
             'the same in every block': ([], change(model.GPT, '__init__', with_one_mlp)),
             'none': (['--mlp=none'],),
             'none, 12 blocks': (['--mlp=none', '--n_layer=12'],)},
-    'rnn': {'attention': ([],), 'GRU': ([], change(model, 'Attention', Recurrence))},
+    'rnn': {'attention': ([],), 'attention, RoPE': (['--position=rope'],),
+            'GRU': ([], change(model, 'Attention', Recurrence))},
 }
 
 
