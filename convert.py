@@ -76,7 +76,7 @@ def take_in(source, out_dir):
         raise UserError(f'{source}: {error}') from None
     make_room(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    options = TrainConfig(out_dir=str(folder), **dataclasses.asdict(shape))
+    options = TrainConfig(out_dir=str(folder), dataset=None, **dataclasses.asdict(shape))
     save({'model': weights, 'config': dataclasses.asdict(options), 'tokenizer': spec, 'step': 0,
           'sequences': 0, 'seconds': 0.0, 'best_loss': math.inf}, folder / 'ckpt.pt')
     layers = f'{shape.n_layer} layers of {shape.n_embd:,} channels, context {shape.block_size:,}'

@@ -44,7 +44,7 @@ class EvaluateConfig:
     picture: str | None = None  # the file that compare draws; None: out/compare.png
     json: bool = False  # print one JSON object
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
-    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of the matrix products
+    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] | None = None  # None: the run's own
     compile = False  # train.py evaluates the uncompiled model, too
 
 
@@ -62,7 +62,8 @@ class Text:
 
 
 def main(argv):
-    options, _ = config.parse(EvaluateConfig, argv)
+    options, given = config.parse(EvaluateConfig, argv)
+    check(options, given)
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr if options.json else out):
         numbers = compare(options) if options.compare else evaluate(options)
@@ -81,10 +82,11 @@ def finite(value):
 
 def evaluate(options):
     """Print the numbers of a checkpoint; returns them as a dict, but by rank 0 only."""
+    state = load(options.out_dir)
+    options.dtype = options.dtype or state['config'].get('dtype', 'auto')
     with open_machine(options) as machine:
-        state = load(options.out_dir)
         model, tokenizer = build(state)
-        check(options, model, tokenizer)
+        check_model(options, model, tokenizer)
         model.to(machine.device)
         print(f'{options.out_dir} (step {state.get("step", 0):,}), '
               f'{sum(p.numel() for p in model.parameters()):,} parameters; {machine}', flush=True)
@@ -99,8 +101,20 @@ def evaluate(options):
         return None if machine.rank else numbers
 
 
-def check(options, model, tokenizer):
-    """UserError for options that don't fit each other or the checkpoint."""
+def check(options, given):
+    """UserError for options that don't fit each other."""
+    if (options.task or options.per_line) and not options.file:
+        raise UserError(f'{"--task=lambada" if options.task else "--per_line"} needs --file=FILE')
+    unused = {'task': ('eval_tokens', 'per_line', 'stride', 'dataset', 'split'),
+              'file': ('dataset', 'split')}
+    for name, others in unused.items():
+        for other in others if getattr(options, name) else ():
+            if given.get(other):
+                raise UserError(f'--{other} means nothing with --{name}={getattr(options, name)}')
+
+
+def check_model(options, model, tokenizer):
+    """UserError for options that don't fit the checkpoint."""
     limits = {'context': (1, model.config.block_size), 'eval_tokens': (2, math.inf),
               'stride': (1, options.context or model.config.block_size)}
     for name, (lower, upper) in limits.items():
@@ -108,8 +122,6 @@ def check(options, model, tokenizer):
         if value is not None and not lower <= value <= upper:
             limit = f'at least {lower}' if upper == math.inf else f'from {lower} to {upper}'
             raise UserError(f'{name} must be {limit}, not {value}')
-    if (options.task or options.per_line) and not options.file:
-        raise UserError(f'{"--task=lambada" if options.task else "--per_line"} needs --file=FILE')
     if options.file and tokenizer is None:
         raise UserError(f'{options.out_dir} has no tokenizer, so it can\'t read a text')
 
@@ -166,9 +178,11 @@ def measure_all(options, model, tokens, tokenizer, machine, groups=None):
 
 def line_numbers(text, ids, tokenizer):
     """Which line each token begins in, from 0, (N,); a newline ends the line before it."""
-    starts = np.cumsum([0] + [len(tokenizer.token_bytes[i]) for i in ids[:-1]])
+    pieces = map(str.encode, text) if tokenizer.kind == 'char' else (  # it may be an unknown one
+        tokenizer.token_bytes[i] for i in ids)
+    sizes = [len(piece) for piece in pieces]
     newlines = np.flatnonzero(np.frombuffer(text.encode(), np.uint8) == ord('\n'))
-    return torch.from_numpy(np.searchsorted(newlines, starts))
+    return torch.from_numpy(np.searchsorted(newlines, np.cumsum([0] + sizes[:-1])))
 
 
 # --- several runs --------------------------------------------------------------------------------

@@ -45,12 +45,13 @@ def batches(last, context, stride, vocab_size):
 
 def score(logits, targets):
     """(nats, ranks) on the CPU for logits (N, V) and targets (N,): minus the log-probability of
-    each target, and how many ids come before it; of equal logits the lower id comes first."""
+    each target, and how many ids come before it: of equal logits the lower id does, and of logits
+    that are not numbers all."""
     logits, ids = logits.float(), torch.arange(logits.size(-1), device=logits.device)
     nats = F.cross_entropy(logits, targets, reduction='none')
     own, targets = logits.gather(-1, targets[:, None]), targets[:, None]
-    ranks = ((logits > own) | (logits == own) & (ids < targets)).sum(dim=-1)
-    return nats.cpu().double(), ranks.cpu()
+    behind = (logits < own) | (logits == own) & (ids >= targets)
+    return nats.cpu().double(), (~behind).sum(dim=-1).cpu()
 
 
 @torch.no_grad()
@@ -97,7 +98,7 @@ def summary(sums):
 
 
 def perplexity(nats):
-    return math.exp(nats) if nats < 700 else math.inf
+    return math.inf if nats > 700 else math.exp(nats)
 
 
 def read_text(path):

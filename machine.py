@@ -76,8 +76,10 @@ def open_machine(options):
         except RuntimeError as error:  # CUDA's OutOfMemoryError is one
             if not re.search("out of memory|can't allocate memory", str(error)):
                 raise
-            raise UserError('out of memory: a smaller micro_batch_size helps, or --recompute=True, '
-                            'or a smaller block_size') from None
+            sizes = ('micro_batch_size', 'block_size', 'context', 'num_samples')
+            more = ', or --recompute=True' if hasattr(options, 'recompute') else ''
+            raise UserError('out of memory: a smaller ' + ' or '.join(
+                name for name in sizes if hasattr(options, name)) + f' helps{more}') from None
 
 
 def keep_memory():

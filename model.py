@@ -25,7 +25,7 @@ class GPTConfig:
     """The shape of a GPT."""
     block_size: int = 256  # the context: the most tokens the model sees at once
     vocab_size: int | None = None  # None: the tokenizer's
-    n_layer: int = 4  # 0 leaves the embedding and the head: a bigram model
+    n_layer: int = 4  # 0 leaves embedding, norm and head: a bigram model
     n_head: int = 2  # heads of attention; each has n_embd / n_head channels
     n_kv_head: int | None = None  # heads of keys and values, shared by the others; None: n_head
     n_embd: int = 128  # channels

@@ -90,6 +90,9 @@ def starting_point(options, given):
     path = folder_of(options) / 'ckpt.pt'
     if options.resume and path.exists():
         state = load(path)
+        if 'optimizers' not in state:
+            raise UserError(f'{path} has no optimizers, like a best.pt: --init_from starts a new '
+                            'run with its weights')
         fixed = [*SHAPE, 'dataset', 'seed', 'optimizer', 'batch_size', 'batch_size_start',
                  'batch_ramp_tokens']
         names = [name for name in vars(options) if name != 'out_dir']
@@ -197,9 +200,6 @@ def agree(seconds, stopping, machine):
 
 def restore(state, optimizers, scaler):
     """The progress that a checkpoint holds, whose moments go into the optimizers."""
-    if 'optimizers' not in state:
-        raise UserError('this ckpt.pt has no optimizers, like a best.pt: --init_from starts a new '
-                        'run with its weights')
     load_states(optimizers, state['optimizers'])
     if state['scaler'] and scaler.is_enabled():  # another dtype may have one or none
         scaler.load_state_dict(state['scaler'])

@@ -41,7 +41,8 @@ def main(argv):
         raise UserError(f'--text has {len(ids)} tokens; the model takes 1 to '
                         f'{network.config.block_size}')
     labels = [tokenizer.decode([i]).replace('\n', '⏎').replace(' ', '␣') for i in ids]
-    draw(attention_maps(network, torch.tensor([list(ids)])), labels, options.picture)
+    idx = torch.tensor([list(ids)], dtype=torch.int64)
+    draw(attention_maps(network, idx), labels, options.picture)
     print(f'{network.config.n_layer} layers of {network.config.n_head} heads: '
           f'{script.short(options.picture)}')
 

@@ -1,5 +1,6 @@
 """What the docs say of attention and draw of it, from outside the model."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import torch
 from conftest import ENVIRONMENT, REPOSITORY, TINY
 
 import model
+import prepare
 import run
 import train
 from script import UserError
@@ -64,6 +66,14 @@ def test_the_maps_are_what_the_model_attends_to(home, more):
         assert torch.allclose(network(idx), before, atol=1e-5)
 
 
+def test_the_maps_of_a_byte_model_are_drawn(home):
+    (home / 'tiny.txt').write_text('the lazy dogs ' * 99)
+    prepare.main(['--input=tiny.txt', '--tokenizer=byte', '--name=bytes'])
+    train.main([*TINY, '--dataset=bytes', '--max_steps=2', '--out_dir=run'])
+    attention_maps.main(['--out_dir=run', '--text=the lazy', '--picture=maps.png'])
+    assert (home / 'maps.png').exists()
+
+
 def test_the_maps_are_drawn_and_what_cannot_be_is_one_line(home):
     train.main([*TINY, '--max_steps=2', '--out_dir=run'])
     attention_maps.main(['--out_dir=run', '--text=the lazy', '--picture=maps.png'])
@@ -85,6 +95,30 @@ def test_each_question_trains_its_variants_and_leaves_the_model_as_it_was(
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 2 + len(questions.QUESTIONS[question])
     assert [model.attend, model.Attention, model.Block.forward, model.GPT.__init__] == original
+
+
+CHANGES = {name: changes for variants in questions.QUESTIONS.values()
+           for name, (_, *changes) in variants.items() if changes}
+
+
+@pytest.mark.parametrize('name', CHANGES)
+@torch.no_grad()
+def test_each_change_makes_another_model_that_generates_what_it_predicts(name):
+    options = model.GPTConfig(16, 30, n_layer=2, n_embd=16, position='learned', qk_norm=False)
+    idx = torch.randint(30, (2, 12))
+    torch.manual_seed(1)
+    before = model.GPT(options).eval()(idx)
+    with contextlib.ExitStack() as changed:
+        for change in CHANGES[name]:
+            changed.enter_context(change)
+        torch.manual_seed(1)
+        gpt = model.GPT(options).eval()
+        after, cache = gpt(idx), model.KVCache(gpt.config, 2)
+        if 'zero' not in name:  # which look at what is not there yet
+            steps = [gpt(idx[:, :5], cache=cache)] + [
+                gpt(idx[:, i:i + 1], cache=cache) for i in range(5, 12)]
+            assert torch.allclose(torch.cat(steps, dim=1), after, atol=1e-5)
+    assert not torch.allclose(before, after, atol=1e-5)
 
 
 def test_a_mask_of_zeros_lets_the_future_through():

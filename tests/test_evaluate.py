@@ -23,7 +23,7 @@ from evaluation import measure, score, summary
 from machine import Machine
 from model import GPT, GPTConfig
 from script import UserError
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, bpe_spec
 
 CPU = Machine(torch.device('cpu'))
 
@@ -93,6 +93,23 @@ def test_of_equal_logits_the_lower_id_comes_first():
     assert score(logits, torch.arange(8))[1].tolist() == list(range(8))
 
 
+def test_what_is_no_number_is_never_right():
+    nats, ranks = score(torch.full((2, 8), math.nan), torch.tensor([0, 3]))
+    assert nats.isnan().all() and ranks.tolist() == [8, 8]
+    assert math.isnan(evaluation.perplexity(math.nan)) and evaluation.perplexity(1e4) == math.inf
+
+
+def test_a_run_is_measured_in_its_own_number_format(home, capsys):
+    train.main([*TINY, '--max_steps=20', '--dtype=float32', '--out_dir=exact'])
+    *_, last = run.read_log(home / 'exact')
+    losses = []
+    for more in ([], ['--dtype=bfloat16']):
+        capsys.readouterr()
+        evaluate.main(['--out_dir=exact', '--device=cpu', '--json', *more])
+        losses.append(json.loads(capsys.readouterr().out)['loss'])
+    assert losses[0] == pytest.approx(last['val_loss'], abs=1e-9) != losses[1]
+
+
 def test_the_loss_is_the_one_that_training_logged(trained, home):
     logged = min(r['val_loss'] for r in run.read_log(home / 'run') if 'val_loss' in r)
     numbers = trained()
@@ -122,11 +139,18 @@ def test_a_file_is_measured_as_a_split_and_its_lines_add_up(trained, home):
     assert total == pytest.approx(file['loss'] * file['tokens'])
 
 
-def test_a_token_is_of_the_line_that_it_begins_in():
-    tokenizer = Tokenizer({'kind': 'byte'})
-    text = 'a\n\nä b\n'
-    lines = evaluate.line_numbers(text, tokenizer.encode(text), tokenizer)
-    assert lines.tolist() == [0, 0, 1, 2, 2, 2, 2, 2]
+RANKS = {token: i for i, token in enumerate([*(bytes([i]) for i in range(256)), b'\n\n', b'b\n'])}
+
+
+@pytest.mark.parametrize('spec, text, lines', [
+    ({'kind': 'byte'}, 'a\n\nä b\n', [0, 0, 1, 2, 2, 2, 2, 2]),
+    (bpe_spec('own', RANKS, '(?s).+', {}), 'a\n\nab\nc', [0, 0, 2, 2, 3]),
+    ({'kind': 'char', 'chars': '\nab\ufffd', 'unknown': '\ufffd'}, 'éé\nab\nüa\n',
+     [0, 0, 0, 1, 1, 1, 2, 2, 2])], ids=['byte', 'bpe', 'unknown characters'])
+def test_a_token_is_of_the_line_that_it_begins_in(spec, text, lines):
+    tokenizer = Tokenizer(spec)
+    ids = tokenizer.encode(text)
+    assert evaluate.line_numbers(text, ids, tokenizer).tolist() == lines
 
 
 def test_what_a_person_reads_has_the_same_numbers(trained, capsys):
@@ -152,6 +176,8 @@ def test_numbers_that_json_has_no_word_for_are_null():
     (['--context=4', '--stride=5'], 'stride must be from 1 to 4'),
     (['--eval_tokens=1'], 'eval_tokens must be at least 2, not 1'),
     (['--per_line'], '--per_line needs --file'),
+    (['--file=tiny.txt', '--split=train'], '--split means nothing with --file=tiny.txt'),
+    (['--task=lambada', '--file=word.jsonl', '--stride=2'], '--stride means nothing with --task'),
     (['--task=lambada'], '--task=lambada needs --file'),
     (['--task=lambada', '--file=empty.txt'], 'empty.txt has no passages'),
     (['--task=lambada', '--file=field.jsonl'], r'field.jsonl, line 3 is no JSON object with a "te'),
