@@ -72,12 +72,13 @@ def draw(maps, labels, picture):
         raise UserError('no picture: pip install matplotlib') from None
     rows, columns = len(maps), len(maps[0])
     side = max(2.0, 0.11 * len(labels))  # inches
+    turned = 90 if max(map(len, labels)) > 1 else 0  # degrees
     figure = Figure(figsize=(columns * side, rows * side), layout='constrained')
     for row, axes in enumerate(figure.subplots(rows, columns, squeeze=False)):
         for column, axis in enumerate(axes):
             axis.imshow(maps[row][column].float().numpy(), cmap='Blues', vmin=0, vmax=1)
             axis.set_title(f'layer {row + 1}, head {column + 1}', fontsize=8)
-            axis.set_xticks(range(len(labels)), labels, fontsize=6)
+            axis.set_xticks(range(len(labels)), labels, fontsize=6, rotation=turned)
             axis.set_yticks(range(len(labels)), labels, fontsize=6)
     try:
         figure.savefig(picture, dpi=150)

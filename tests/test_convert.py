@@ -15,6 +15,7 @@ from conftest import REPOSITORY, TINY
 
 import config
 import convert
+import evaluate
 import layouts
 import prepare
 import run
@@ -181,6 +182,11 @@ def test_what_came_in_is_sampled_trained_on_and_exported(home, capsys):
     assert run.load('out/hf')['tokenizer']['kind'] == 'char'
     sample.main(['--out_dir=out/hf', '--device=cpu', '--start=fox', '--max_new_tokens=20'])
     assert 'fox' in capsys.readouterr().out
+    with pytest.raises(UserError, match='was not trained here; name a data set'):
+        evaluate.main(['--out_dir=out/hf', '--device=cpu'])
+    evaluate.main(['--out_dir=out/hf', '--device=cpu', '--dataset=tiny'])
+    with pytest.raises(UserError, match='ckpt.pt has no optimizers'):
+        train.main(['--out_dir=out/hf', '--resume=True'])
     tune = ['--dataset=tiny', '--init_from=out/hf', '--device=cpu', '--dtype=float32',
             '--batch_size=4', '--block_size=32', '--max_steps=2']
     train.main([*tune, '--out_dir=tuned'])
