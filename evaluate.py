@@ -2,7 +2,7 @@
 
     python evaluate.py --out_dir=out/shakespeare_char
     python evaluate.py --out_dir=out/shakespeare_char --file=poem.txt --per_line
-    python evaluate.py --out_dir=out/gpt2 --task=lambada --file=lambada_test.jsonl
+    python evaluate.py --out_dir=out/gpt2 --task=lambada
     python evaluate.py --compare=out/a,out/b
 """
 
@@ -39,7 +39,7 @@ class EvaluateConfig:
     per_line: bool = False  # also the loss of each line of the file, after the lines before it
     context: int | None = None  # tokens in a window; None: the model's block_size
     stride: int | None = None  # from one window to the next; None: context; less: a longer past
-    task: Literal['lambada'] | None = None  # the last words of the passages in the file
+    task: Literal['lambada'] | None = None  # the last words of passages; file None: the recipe's
     compare: list[str] = field(default_factory=list)  # folders of runs: a table and a picture
     picture: str | None = None  # the file that compare draws; None: out/compare.png
     json: bool = False  # print one JSON object
@@ -103,8 +103,8 @@ def evaluate(options):
 
 def check(options, given):
     """UserError for options that don't fit each other."""
-    if (options.task or options.per_line) and not options.file:
-        raise UserError(f'{"--task=lambada" if options.task else "--per_line"} needs --file=FILE')
+    if options.per_line and not options.file:
+        raise UserError('--per_line needs --file=FILE')
     unused = {'task': ('eval_tokens', 'per_line', 'stride', 'dataset', 'split'),
               'file': ('dataset', 'split')}
     for name, others in unused.items():
@@ -122,7 +122,7 @@ def check_model(options, model, tokenizer):
         if value is not None and not lower <= value <= upper:
             limit = f'at least {lower}' if upper == math.inf else f'from {lower} to {upper}'
             raise UserError(f'{name} must be {limit}, not {value}')
-    if options.file and tokenizer is None:
+    if (options.file or options.task) and tokenizer is None:
         raise UserError(f'{options.out_dir} has no tokenizer, so it can\'t read a text')
 
 

@@ -106,4 +106,5 @@ def read_text(path):
     try:
         return config.find(path).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'{path}: {error}') from None
+        reason = getattr(error, 'strerror', None) or error  # without the path
+        raise UserError(f'{path}: {reason}') from None

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+import config
+import prepare
 from evaluation import perplexity, read_text, score, sequences_at_once
 from script import UserError, progress_bar
 
 
 def lambada(model, tokenizer, path, context, machine):
-    """How often, and how surely, the model says the last words; a passage that is longer than
-    `context` tokens (None: the model's) is cut on the left."""
+    """How often, and how surely, the model says the last words of a file of passages (None: the
+    recipe's); one that is longer than `context` tokens (None: the model's) is cut on the left."""
+    path = path or machine.first_does(recipe_file) or recipe_file()
     context = context or model.config.block_size
     whole = list(read_passages(path, tokenizer, context))
     passages = [(ids[-context - 1:], count) for ids, count in whole]
@@ -38,6 +41,12 @@ def lambada(model, tokenizer, path, context, machine):
     nats, right = (sums / len(passages)).tolist()
     return {'accuracy': right, 'perplexity': perplexity(nats),
             'passages': len(passages), 'cut': cut, 'tokens': real, 'padding': 1 - real / padded}
+
+
+def recipe_file():
+    """The raw file of data/lambada.py, fetched first if it is not there."""
+    options = prepare.read_options([str(config.ROOT / 'data' / 'lambada.py')])
+    return prepare.raw_files(options, config.ROOT / 'data' / options.name)[0]
 
 
 def read_passages(path, tokenizer, context):

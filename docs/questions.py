@@ -36,10 +36,13 @@ BASE = [str(config.ROOT / 'config' / 'ladder' / '4_blocks.py'), '--n_embd=64', '
 DATASET = 'shakespeare_char'
 
 
+Question = Literal['position', 'scale', 'mask', 'residual', 'heads', 'mlp', 'rnn']
+
+
 @dataclass
 class QuestionConfig:
     """What to ask, and how long to look for the answer."""
-    question: Literal['position', 'scale', 'mask', 'residual', 'heads', 'mlp', 'rnn'] = 'position'
+    question: Question = 'position'  # or scale, mask, residual, heads, mlp, rnn
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])  # one run of each variant a seed
     max_steps: int = 1000  # the length of each run
 

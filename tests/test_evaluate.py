@@ -178,7 +178,7 @@ def test_numbers_that_json_has_no_word_for_are_null():
     (['--per_line'], '--per_line needs --file'),
     (['--file=tiny.txt', '--split=train'], '--split means nothing with --file=tiny.txt'),
     (['--task=lambada', '--file=word.jsonl', '--stride=2'], '--stride means nothing with --task'),
-    (['--task=lambada'], '--task=lambada needs --file'),
+    (['--task=lambada'], r'lambada\.py'),
     (['--task=lambada', '--file=empty.txt'], 'empty.txt has no passages'),
     (['--task=lambada', '--file=field.jsonl'], r'field.jsonl, line 3 is no JSON object with a "te'),
     (['--task=lambada', '--file=tiny.txt'], 'tiny.txt, line 1 is no JSON object'),
@@ -279,6 +279,15 @@ def test_a_word_that_is_learned_by_heart_is_right(home, capsys):
     evaluate.main(['--out_dir=run', '--device=cpu', '--task=lambada', '--file=some.jsonl'])
     printed = capsys.readouterr().out
     assert '50.00%' in printed and '1 passages are longer than 16 tokens' in printed
+
+
+def test_without_a_file_the_passages_are_the_recipe_s(home, capsys, monkeypatch):
+    monkeypatch.setenv('DATA_MIRROR', str(home))
+    (home / 'data' / 'lambada.py').write_text("url = 'https://passages.invalid/mirrored.jsonl'\n")
+    (home / 'mirrored.jsonl').write_text('{"text": "the quick brown fox"}\n')
+    evaluate.main(['--out_dir=run', '--device=cpu', '--task=lambada'])
+    assert re.search(r'accuracy +100.00%.*passages +1\n', capsys.readouterr().out, re.DOTALL)
+    (home / 'data' / 'lambada.py').unlink()
 
 
 # --- several runs --------------------------------------------------------------------------------
