@@ -494,6 +494,7 @@ def test_a_resumed_run_goes_on_with_the_same_run_of_wandb(home, monkeypatch):
     number = torch.load('run/ckpt.pt', weights_only=True)['wandb']
     train.main(['--out_dir=run', '--resume=True', '--max_steps=4'])
     wandb.finish()
+    wandb.teardown()  # its process has written all
     assert torch.load('run/ckpt.pt', weights_only=True)['wandb'] == number
     logs = list((home / 'run/wandb').glob('offline-run-*/*.wandb'))
     assert {log.parent.name.rpartition('-')[2] for log in logs} == {number}
