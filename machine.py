@@ -110,7 +110,7 @@ def choose_device(name):
         if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count() > 0:
             raise RuntimeError(f'there are {torch.cuda.device_count()} GPUs')
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         refusal = UserError(f'device={name} does not work here: {first_line(error)}')
         refusal.any_rank = True  # the processes have GPUs of their own
         raise refusal from None
