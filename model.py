@@ -11,8 +11,9 @@ H heads, K key/value heads, D head size (C / H), V vocabulary.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn as nn
@@ -23,36 +24,35 @@ from torch.utils.checkpoint import checkpoint
 @dataclass
 class GPTConfig:
     """The shape of a GPT."""
-    block_size: int = 256  # the context: the most tokens the model sees at once
-    vocab_size: int | None = None  # None: the tokenizer's
-    n_layer: int = 4  # 0 leaves embedding, norm and head: a bigram model
-    n_head: int = 2  # heads of attention; each has n_embd / n_head channels
-    n_kv_head: int | None = None  # heads of keys and values, shared by the others; None: n_head
-    n_embd: int = 128  # channels
-    n_inner: int | None = None  # the MLP's hidden channels; None: 4 n_embd, swiglu 8/3 n_embd
+    block_size: Annotated[int, '>= 1'] = 256  # the context: the most tokens it sees at once
+    vocab_size: Annotated[int | None, '>= 1'] = None  # None: the tokenizer's
+    n_layer: Annotated[int, '>= 0'] = 4  # 0 leaves embedding, norm and head: a bigram model
+    n_head: Annotated[int, '>= 1'] = 2  # heads of attention; each has n_embd / n_head channels
+    n_kv_head: Annotated[int | None, '>= 1'] = None  # of keys and values, shared; None: n_head
+    n_embd: Annotated[int, '>= 1'] = 128  # channels
+    n_inner: Annotated[int | None, '>= 0'] = None  # of the MLP; None: 4 n_embd, swiglu 8/3 n_embd
     position: Literal['learned', 'rope', 'none'] = 'rope'  # how a token knows its place
     rope_theta: float = 10000.0  # base of RoPE's wavelengths
     norm: Literal['layernorm', 'rmsnorm'] = 'rmsnorm'  # before each sublayer and the head
     norm_eps: float = 1e-5  # added to the variance
     norm_weight: bool = False  # norms have learned weights
-    mlp: Literal['gelu', 'swiglu', 'relu2', 'none'] = 'relu2'  # the MLP's activation; none: no MLP
+    mlp: Literal['gelu', 'gelu_erf', 'swiglu', 'relu2', 'none'] = 'relu2'  # the MLP's kind
     qk_norm: bool = True  # normalize queries and keys
     bias: bool = False  # linear layers, and layernorms with weights, have biases
     tied: bool = True  # the head's weights are the embedding's
-    dropout: float = 0.0  # of embeddings, attention and sublayers, in training
+    dropout: Annotated[float, '>= 0', '< 1'] = 0.0  # of embeddings, attention and sublayers
     recompute: bool = False  # blocks' activations in the backward pass: less memory, more time
 
     def resolved(self):
         """A copy with the derived values filled in; ValueError where two of them don't fit."""
-        inner = {'gelu': 4 * self.n_embd, 'relu2': 4 * self.n_embd, 'none': 0,
-                 'swiglu': -(-8 * self.n_embd // 3 // 8) * 8}  # as many weights, in multiples of 8
         config = dataclasses.replace(self, n_kv_head=self.n_kv_head or self.n_head,
-                                     n_inner=self.n_inner or inner[self.mlp])
-        least = {'block_size': 1, 'vocab_size': 1, 'n_head': 1, 'n_kv_head': 1, 'n_embd': 1,
-                 'n_inner': 0, 'n_layer': 0}
-        for name, lower in least.items():
-            if (getattr(config, name) or 0) < lower:
-                raise ValueError(f'{name} must be at least {lower}, not {getattr(config, name)}')
+                                     n_inner=self.n_inner or self.derived_n_inner())
+        for name in ('block_size', 'vocab_size', 'n_head', 'n_kv_head', 'n_embd'):
+            if (getattr(config, name) or 0) < 1:
+                raise ValueError(f'{name} must be >= 1, not {getattr(config, name)}')
+        if config.n_layer < 0 or config.n_inner < 0 or not 0 <= config.dropout < 1:
+            raise ValueError(f'n_layer={config.n_layer}, n_inner={config.n_inner} or dropout='
+                             f'{config.dropout} is out of bounds')
         if config.n_embd % config.n_head:
             raise ValueError(f'n_embd={config.n_embd} is not divisible by n_head={config.n_head}')
         if config.n_head % config.n_kv_head:
@@ -61,9 +61,20 @@ class GPTConfig:
         if config.position == 'rope' and config.n_embd // config.n_head % 2:
             raise ValueError('position=rope needs an even head size, not n_embd / n_head = '
                              f'{config.n_embd // config.n_head}')
-        if not 0 <= config.dropout < 1:
-            raise ValueError(f'dropout must be at least 0 and below 1, not {config.dropout}')
         return config
+
+    def derived_n_inner(self):
+        """The MLP's channels: 4 n_embd. SwiGLU has three matrices for two, so as many weights take
+        8/3 n_embd, here rounded up to a multiple of 8."""
+        if self.mlp == 'none':
+            return 0
+        if self.mlp == 'swiglu':
+            return math.ceil(8 * self.n_embd / 3 / 8) * 8
+        return 4 * self.n_embd
+
+
+SHAPE = [field.name for field in dataclasses.fields(GPTConfig)  # what the weights depend on
+         if field.name not in ('dropout', 'recompute')]
 
 
 class KVCache:
@@ -136,9 +147,8 @@ class Attention(nn.Module):
         self.head_size = config.n_embd // config.n_head
         channels = (self.n_head + 2 * self.n_kv_head) * self.head_size
         self.qkv = nn.Linear(config.n_embd, channels, bias=config.bias)
-        self.qkv.weight.parts = [n * self.head_size for n in (self.n_head, *2 * [self.n_kv_head])]
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.proj.residual = True
+        self.proj.residual = True  # it adds to the residual stream, so it starts narrower
         self.q_norm = make_norm(config, self.head_size) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, self.head_size) if config.qk_norm else nn.Identity()
 
@@ -156,28 +166,35 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two linear layers with an activation between; ValueError for an unknown `mlp`."""
+
     def __init__(self, config):
         super().__init__()
+        if config.mlp not in ('gelu', 'gelu_erf', 'swiglu', 'relu2'):
+            raise ValueError(f'mlp={config.mlp} is no activation')
         self.kind = config.mlp
-        parts = [config.n_inner] * (2 if config.mlp == 'swiglu' else 1)  # swiglu: gate and up
-        self.up = nn.Linear(config.n_embd, sum(parts), bias=config.bias)
-        self.up.weight.parts = parts
+        gates = 1 if config.mlp == 'swiglu' else 0  # `up` holds the gate's matrix and up's
+        self.up = nn.Linear(config.n_embd, (1 + gates) * config.n_inner, bias=config.bias)
         self.proj = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
         self.proj.residual = True
 
-    def forward(self, x):
-        x = self.up(x)
-        if self.kind == 'gelu':
-            x = F.gelu(x, approximate='tanh')
-        elif self.kind == 'swiglu':  # Shazeer 2020, arXiv:2002.05202
+    def activate(self, x):
+        if self.kind == 'gelu':  # GPT-2's (Hendrycks & Gimpel 2016, arXiv:1606.08415)
+            return F.gelu(x, approximate='tanh')
+        if self.kind == 'gelu_erf':
+            return F.gelu(x)
+        if self.kind == 'swiglu':  # Shazeer 2020, arXiv:2002.05202
             gate, x = x.chunk(2, dim=-1)
-            x = F.silu(gate) * x
-        else:  # So et al. 2021, arXiv:2109.08668
-            x = F.relu(x).square()
-        return self.proj(x)
+            return F.silu(gate) * x
+        return F.relu(x).square()  # So et al. 2021, arXiv:2109.08668
+
+    def forward(self, x):
+        return self.proj(self.activate(self.up(x)))
 
 
 class Block(nn.Module):
+    """Attention, then the MLP, each after a norm and added to what came in."""
+
     def __init__(self, config, layer):
         super().__init__()
         self.norm1 = make_norm(config, config.n_embd)
@@ -232,6 +249,18 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
+    def stacked_matrices(self):
+        """The heights of the matrices that one parameter holds one above the other, as a list by
+        the parameter's name: queries, keys and values, and SwiGLU's gate and up."""
+        heights = {}
+        for i, block in enumerate(self.blocks):
+            attention = block.attention
+            q, kv = (n * attention.head_size for n in (attention.n_head, attention.n_kv_head))
+            heights[f'blocks.{i}.attention.qkv.weight'] = [q, kv, kv]
+            if self.config.mlp == 'swiglu':
+                heights[f'blocks.{i}.mlp.up.weight'] = 2 * [self.config.n_inner]
+        return heights
+
     def rope_table(self):
         """Cosines and sines of each position's angles: (2, block_size, D/2)."""
         head_size = self.config.n_embd // self.config.n_head
@@ -283,7 +312,7 @@ class GPT(nn.Module):
         for _ in range(max_new_tokens):
             new = window[:, cache.length:] if cache else window
             logits = self.forward(new, cache=cache)[:, -1, :vocab_size].float()  # (B, V)
-            token = draw(logits, temperature, top_k, top_p, generator)
+            token = draw_tokens(logits, temperature, top_k, top_p, generator)
             yield token
             window = torch.cat((window, token[:, None]), dim=1)
             if window.size(1) > limit:
@@ -292,7 +321,15 @@ class GPT(nn.Module):
                     cache.length = 0
 
 
-def draw(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
+def from_checkpoint(state):
+    """The GPT of a checkpoint's dict, on the CPU, in eval mode. state: 'config' has the options of
+    SHAPE, 'model' the weights; KeyError or RuntimeError where they don't fit."""
+    model = GPT(GPTConfig(**{name: state['config'][name] for name in SHAPE}))
+    model.load_state_dict(state['model'])
+    return model.eval()
+
+
+def draw_tokens(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
     """One id (B,) for each row of logits (B, V), as generate says."""
     if temperature == 0:
         return logits.argmax(dim=-1)

@@ -7,30 +7,30 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
-import config
-import script
-from config import Text
-from machine import choose_device, choose_dtype
-from run import load_model
-from script import UserError
+from folio import checkpoint, cli
+from folio.cli import UserError
+from folio.machine import choose_device, choose_dtype
+from folio.options import InPath, Text, parse
+from folio.tokenizer import Tokenizer
+from model import from_checkpoint
 
 
 @dataclass
 class SampleConfig:
     """What to sample from, and how."""
-    out_dir: str = 'out/stdlib'  # a run's folder (its best.pt, else ckpt.pt) or a checkpoint file
+    out_dir: InPath = 'out/stdlib'  # a run's folder (best.pt, else ckpt.pt) or a checkpoint file
     start: Text | None = None  # the prompt; FILE:prompt.txt reads a file, - the standard input
-    num_samples: int = 1  # one streams, several are printed as they end
-    max_new_tokens: int = 500  # the length of each
-    temperature: float = 0.8  # below 1 the likely gets likelier; 0: always the likeliest
-    top_k: int | None = None  # draw from the k likeliest tokens only
-    top_p: float | None = None  # draw from the fewest tokens that have this probability together
+    num_samples: Annotated[int, '>= 1'] = 1  # one streams, several are printed as they end
+    max_new_tokens: Annotated[int, '>= 0'] = 500  # the length of each
+    temperature: Annotated[float, '>= 0'] = 0.8  # below 1 likely gets likelier; 0: likeliest
+    top_k: Annotated[int | None, '>= 1'] = None  # draw from the k likeliest tokens only
+    top_p: Annotated[float | None, '> 0', '<= 1'] = None  # from the fewest with this probability
     stop: Text | None = None  # end before this text
-    seed: int = 1337  # the same seed gives the same text
+    seed: Annotated[int, '>= 0', '< 9223372036854775808'] = 1337  # the same seed, the same text
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of weights and activations
 
@@ -44,9 +44,9 @@ class Continuation:
 
     def add(self, token):
         self.text += self.decode(token)
-        at = self.text.find(self.stop, self.taken) if self.stop else -1
-        if at >= 0:
-            self.text, self.ended = self.text[:at], True
+        end = self.text.find(self.stop, self.taken) if self.stop else -1
+        if end >= 0:
+            self.text, self.ended = self.text[:end], True
 
     def take(self):
         """What is new and certain: not an end that may yet become the stop text."""
@@ -63,11 +63,11 @@ class Continuation:
 
 
 def main(argv):
-    options, _ = config.parse(SampleConfig, argv)
-    check(options)
-    model, tokenizer = load_model(options.out_dir)
-    if tokenizer is None:
+    options, _ = parse(SampleConfig, argv)
+    state = checkpoint.load(options.out_dir)
+    if state['tokenizer'] is None:
         raise UserError(f'{options.out_dir} has no tokenizer, so its tokens have no text')
+    model, tokenizer = from_checkpoint(state), Tokenizer(state['tokenizer'])
     device = choose_device(options.device)
     model.to(device, choose_dtype(options.dtype, device))
     prompt = read_prompt(options.start)
@@ -83,17 +83,6 @@ def main(argv):
         stream(tokens, prompt, Continuation(tokenizer, options.stop))
     else:
         print_all(tokens, prompt, [Continuation(tokenizer, options.stop) for _ in idx])
-
-
-def check(options):
-    for name, valid, rule in (('temperature', options.temperature >= 0, 'at least 0'),
-                              ('top_k', options.top_k is None or options.top_k >= 1, 'at least 1'),
-                              ('top_p', options.top_p is None or 0 < options.top_p <= 1,
-                               'above 0 and at most 1'),
-                              ('num_samples', options.num_samples >= 1, 'at least 1'),
-                              ('max_new_tokens', options.max_new_tokens >= 0, 'at least 0')):
-        if not valid:
-            raise UserError(f'{name} must be {rule}, not {getattr(options, name)}')
 
 
 def read_prompt(start):
@@ -135,4 +124,4 @@ def print_all(tokens, prompt, texts):
 
 
 if __name__ == '__main__':
-    script.run(main)
+    cli.run(main)

@@ -7,78 +7,96 @@
 
 import dataclasses
 import math
-import signal
 import textwrap
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-import config
-import script
-from corpus import key, open_corpus, window_starts
-from evaluation import measure, summary
-from machine import open_machine, stop_signals
-from model import GPT, GPTConfig
-from optim import load_states, make_optimizers, param_groups
-from run import (
-    SHAPE,
-    inherit,
-    load,
-    must_fit,
-    open_folder,
-    refuse_nan,
-    save_run,
-    write_log,
-    write_sample,
-)
-from schedule import batch_at, check_batches, rate, sequences_after, time_limit
-from script import UserError, progress_bar
-from tokenizer import Tokenizer
+import folio.options
+from folio import checkpoint, cli, journal
+from folio.cli import UserError, progress_bar
+from folio.machine import Machine, open_machine, stop_signals
+from folio.optim import load_states, make_optimizers, param_groups
+from folio.options import InPath, OutPath
+from folio.tokenizer import Tokenizer
+from model import GPT, SHAPE, GPTConfig
+from prepare import Tokens, open_corpus
+
+GOLDEN = np.uint64(0x9e3779b97f4a7c15)  # SplitMix64's step
 
 
 @dataclass
 class TrainConfig(GPTConfig):
     """What to train, on what, for how long."""
     dataset: str = 'stdlib'  # data/NAME/, or the recipe data/NAME.py that makes it
-    out_dir: str | None = None  # for checkpoints, log.jsonl and loss.png; None: out/DATASET
-    init_from: str | None = None  # start from the weights of this checkpoint, a folder or a file
+    out_dir: OutPath | None = None  # for checkpoints, log.jsonl and loss.png; None: out/DATASET
+    init_from: InPath | None = None  # start from the weights of this checkpoint, a folder or a file
     resume: bool = False  # go on from out_dir's ckpt.pt, or start where there is none
-    seed: int = 1337  # decides the weights, the order of the data and the dropout
+    seed: Annotated[int, '>= 0', '< 9223372036854775808'] = 1337  # of weights, order, dropout
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of the matrix products
     compile: bool | Literal['auto'] = 'auto'  # torch.compile; auto: on CUDA, where it works
-    batch_size: int = 8  # sequences in one optimizer step, over all devices
-    batch_size_start: int | None = None  # in the first step, rising to batch_size in multiples
-    batch_ramp_tokens: int | None = None  # the tokens over which it rises
-    micro_batch_size: int | None = None  # sequences in one forward pass of one device; None: all
+    batch_size: Annotated[int, '>= 1'] = 8  # sequences in one optimizer step, over all devices
+    batch_size_start: Annotated[int | None, '>= 1'] = None  # of the first step; rises in multiples
+    batch_ramp_tokens: Annotated[int | None, '>= 1'] = None  # the tokens over which it rises
+    micro_batch_size: Annotated[int | None, '>= 1'] = None  # in one pass of a device; None: all
     optimizer: Literal['adamw', 'muon'] = 'muon'  # for the blocks' matrices; AdamW for the rest
-    learning_rate: float = 4e-3  # AdamW's peak
-    muon_lr: float = 0.03  # Muon's peak, which follows the same schedule
-    min_lr: float = 0.0  # where learning_rate ends, and in proportion muon_lr
-    warmup_steps: int = 50  # steps in which the rate rises from 0
-    warmup_tokens: int | None = None  # the same in tokens, instead of warmup_steps
-    weight_decay: float = 0.1  # of matrices; norms and biases have none
-    beta1: float = 0.9  # AdamW's memory of the gradient
-    beta2: float = 0.99  # AdamW's memory of its square
-    grad_clip: float = 1.0  # the longest gradient; 0: any length
-    max_steps: int | None = None  # the length of the run, which the schedule follows
-    max_seconds: float | None = None  # the length without max_steps; None: 150 then, else no limit
-    eval_interval: int = 250  # steps between evaluations, each with a sample and a checkpoint
-    eval_tokens: int | None = None  # evaluate on the first so many of val.bin; None: on all
-    log_interval: int = 25  # steps between lines of progress
+    learning_rate: Annotated[float, '> 0'] = 4e-3  # AdamW's peak
+    muon_lr: Annotated[float, '>= 0'] = 0.03  # Muon's peak, which follows the same schedule
+    min_lr: Annotated[float, '>= 0'] = 0.0  # where learning_rate ends, and in proportion muon_lr
+    warmup_steps: Annotated[int, '>= 0'] = 50  # steps in which the rate rises from 0
+    warmup_tokens: Annotated[int | None, '>= 0'] = None  # the same in tokens, in place of steps
+    weight_decay: Annotated[float, '>= 0'] = 0.1  # of matrices; norms and biases have none
+    beta1: Annotated[float, '>= 0', '< 1'] = 0.9  # AdamW's memory of the gradient
+    beta2: Annotated[float, '>= 0', '< 1'] = 0.99  # AdamW's memory of its square
+    grad_clip: Annotated[float, '>= 0'] = 1.0  # the longest gradient; 0: any length
+    max_steps: Annotated[int | None, '>= 0'] = None  # the run's length, which the schedule follows
+    max_seconds: Annotated[float | None, '>= 0'] = None  # the same in seconds; neither: 150
+    eval_interval: Annotated[int, '>= 1'] = 250  # steps between evaluations, samples, checkpoints
+    eval_tokens: Annotated[int | None, '>= 2'] = None  # evaluate on the first of val.bin; None: all
+    log_interval: Annotated[int, '>= 1'] = 25  # steps between lines of progress
     wandb_project: str | None = None  # log to this project of Weights & Biases too
 
 
+@dataclass
+class Progress:
+    """How far a run is; a checkpoint holds it."""
+    step: int = 0  # completed optimizer steps
+    sequences: int = 0  # windows trained on
+    seconds: float = 0.0  # since the start, evaluations and earlier parts of the run included
+    best_loss: float = math.inf  # the lowest validation loss
+    wandb: str | None = None  # the id of its run of Weights & Biases
+
+
+@dataclass
+class Run:
+    """What the training loop works on."""
+    options: TrainConfig
+    machine: Machine
+    folder: Path
+    model: GPT
+    optimizers: list
+    scaler: torch.amp.GradScaler
+    tokenizer: Tokenizer | None
+    train_tokens: Tokens
+    val_tokens: Tokens
+    progress: Progress
+    tracker: object = None  # a run of Weights & Biases
+    begin: float = 0.0  # when it began, by perf_counter
+    pending: list = field(default_factory=list)  # records of the steps since the last report
+    reported: tuple = (0.0, 0)  # the seconds and sequences of the last report
+
+
 def main(argv):
-    options, given = config.parse(TrainConfig, argv)
+    options, given = folio.options.parse(TrainConfig, argv)
     options, state, resumed = starting_point(options, given)
-    check(options)
+    check_batches(options)
     with open_machine(options) as machine:
         return train(options, state, resumed, machine)
 
@@ -87,49 +105,55 @@ def main(argv):
 
 def starting_point(options, given):
     """(options, checkpoint or None, whether it is resumed): where --resume or --init_from start."""
-    path = folder_of(options) / 'ckpt.pt'
-    if options.resume and path.exists():
-        state = load(path)
+    folder = folder_of(options)
+    if options.resume and (folder / 'ckpt.pt').exists():
+        state = checkpoint.load(folder / 'ckpt.pt')
         if 'optimizers' not in state:
-            raise UserError(f'{path} has no optimizers, like a best.pt: --init_from starts a new '
-                            'run with its weights')
+            raise UserError(f'{folder / "ckpt.pt"} has no optimizers, like a best.pt: --init_from '
+                            'starts a new run with its weights')
         fixed = [*SHAPE, 'dataset', 'seed', 'optimizer', 'batch_size', 'batch_size_start',
                  'batch_ramp_tokens']
         names = [name for name in vars(options) if name != 'out_dir']
-        return inherit(options, given, state['config'], fixed, names), state, True
+        return checkpoint.inherit(options, given, state['config'], fixed, names), state, True
     if options.init_from is None:
         return options, None, False
+    return *from_weights(options, given, folder), False
+
+
+def from_weights(options, given, folder):
+    """(options, checkpoint) of a new run that starts from the weights of --init_from."""
     if options.init_from in ('scratch', 'resume'):
         raise UserError(f'init_from={options.init_from}: a run starts from scratch unless told '
                         'otherwise, and --resume=True goes on with one')
-    state = load(options.init_from)
+    source = folio.options.find(options.init_from).resolve()
+    if folder.resolve() in (source, source.parent):
+        raise UserError(f'init_from={options.init_from} is in the folder of the new run; name '
+                        'another out_dir')
+    state = checkpoint.load(options.init_from)
     largest = state['config']['block_size']
     if (given.get('block_size') or 0) > largest:
         raise UserError(f'block_size={options.block_size} is above the checkpoint\'s {largest}')
     fixed = [name for name in SHAPE if name != 'block_size']
-    return inherit(options, given, state['config'], fixed, SHAPE), state, False
+    return checkpoint.inherit(options, given, state['config'], fixed, SHAPE), state
 
 
 def folder_of(options):
+    """The folder of the run; one to go on with may also stand beside the scripts."""
     if options.out_dir is None:
-        return config.ROOT / 'out' / options.dataset
-    return Path(options.out_dir).expanduser()
+        return folio.options.ROOT / 'out' / options.dataset
+    found = folio.options.find(options.out_dir)
+    goes_on = options.resume and (found / 'ckpt.pt').exists()
+    return found if goes_on else Path(options.out_dir).expanduser()
 
 
-def check(options):
-    """UserError for numbers that no run can have."""
-    least = {'eval_tokens': 2, 'learning_rate': 1e-30} | dict.fromkeys(
-        ('batch_size', 'batch_size_start', 'batch_ramp_tokens', 'micro_batch_size',
-         'eval_interval', 'log_interval'), 1) | dict.fromkeys(
-        ('seed', 'max_steps', 'max_seconds', 'warmup_steps', 'warmup_tokens', 'muon_lr', 'min_lr',
-         'weight_decay', 'beta1', 'beta2', 'grad_clip'), 0)
-    most = {'seed': 2 ** 63 - 1, 'beta1': 0.9999999, 'beta2': 0.9999999}
-    for name, lower in least.items():
-        value, upper = getattr(options, name), most.get(name, math.inf)
-        if value is not None and not lower <= value <= upper:
-            limits = f'at least {lower}' if value < lower else f'at most {upper}'
-            raise UserError(f'{name} must be {limits}, not {value}')
-    check_batches(options)
+def check_batches(options):
+    """UserError unless the batch can rise from batch_size_start to batch_size."""
+    start, ramp = options.batch_size_start, options.batch_ramp_tokens
+    if (start is None) != (ramp is None):
+        raise UserError('batch_size_start and batch_ramp_tokens need each other')
+    if start and options.batch_size % start:
+        raise UserError(f'batch_size={options.batch_size} is not a multiple of '
+                        f'batch_size_start={start}')
 
 
 def check_sizes(options, train_tokens, val_tokens, world):
@@ -145,34 +169,256 @@ def check_sizes(options, train_tokens, val_tokens, world):
                         f'x {micro} (micro_batch_size)')
 
 
-def make_model(options, state, meta):
-    """(model, options): the model on the CPU, with the weights of the checkpoint `state` if there
-    is one, and the options with its shape resolved."""
-    size = options.vocab_size or meta['vocab_size']
-    must_fit(options.dataset, meta, state and state['tokenizer'], size)
+def make_model(options, state):
+    """The model of resolved options on the CPU, with the weights of the checkpoint `state`, if
+    any; a learned position table may be longer there."""
     torch.manual_seed(options.seed)
+    model = GPT(options)
+    if state:
+        weights = dict(state['model'])
+        if 'wpe.weight' in weights:
+            weights['wpe.weight'] = weights['wpe.weight'][:options.block_size]
+        model.load_state_dict(weights)
+    return model
+
+
+def set_up(options, state, resumed, machine):
+    """The Run: corpus, tokenizer, model and optimizers, as far as its checkpoint came."""
+    train_tokens, val_tokens, meta = open_corpus(options.dataset)
+    check_sizes(options, train_tokens, val_tokens, machine.world)
+    saved_spec = state['tokenizer'] if state else None
+    vocab_size = options.vocab_size or meta['vocab_size']
+    checkpoint.check_vocabulary(options.dataset, meta, saved_spec, vocab_size)
     try:
-        model = GPT(dataclasses.replace(options, vocab_size=size))
+        options = dataclasses.replace(options, vocab_size=vocab_size).resolved()
+        model = make_model(options, state).to(machine.device)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if state:
-        if 'wpe.weight' in state['model']:  # init_from may shorten the context
-            state['model']['wpe.weight'] = state['model']['wpe.weight'][:options.block_size]
-        model.load_state_dict(state['model'])
-    return model, model.config
+    optimizers = make_optimizers(model, options, machine.dtype)
+    scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
+    progress = restore(state, optimizers, scaler) if resumed else Progress()
+    spec = meta['tokenizer'] or saved_spec
+    return Run(options, machine, folder_of(options), model, optimizers, scaler,
+               Tokenizer(spec) if spec else None, train_tokens, val_tokens, progress)
 
 
-# --- batches and samples -------------------------------------------------------------------------
+def restore(state, optimizers, scaler):
+    """The Progress that a checkpoint holds, whose moments go into the optimizers."""
+    load_states(optimizers, state['optimizers'])
+    if state['scaler'] and scaler.is_enabled():  # another dtype may have one or none
+        scaler.load_state_dict(state['scaler'])
+    names = [field.name for field in dataclasses.fields(Progress)]
+    return Progress(**{name: state[name] for name in names if name in state})
+
+
+# --- the order of the windows --------------------------------------------------------------------
+# It is a function of the seed, not a state: window i is the same for any number of processes and
+# after any interruption, and finding it takes neither memory nor time, however long the corpus.
+
+def mix(x):
+    """Scramble an array of uint64: the finalizer of SplitMix64 (Steele et al. 2014)."""
+    x = (x ^ (x >> 30)) * np.uint64(0xbf58476d1ce4e5b9)
+    x = (x ^ (x >> 27)) * np.uint64(0x94d049bb133111eb)
+    return x ^ (x >> 31)
+
+
+def random_key(*numbers):
+    """One well scrambled uint64 array for non-negative integers or arrays of them."""
+    state = np.zeros(1, np.uint64)
+    for number in numbers:
+        state = mix(state + np.asarray(number, np.uint64) + GOLDEN)
+    return state
+
+
+def permute(index, n, keys):
+    """The places of `index` (B,) in random orders of range(n) that the keys (B,) name.
+
+    A Feistel network over pairs of digits, the base of each about the root of n, walked until it
+    lands below n (Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
+    """
+    base = math.isqrt(n - 1) + 1
+    bases = np.array([base, math.ceil(n / base)], np.uint64)
+    round_keys = np.arange(1, 7, dtype=np.uint64) * GOLDEN
+    place, outside = index.astype(np.uint64), np.ones(len(index), bool)
+    while outside.any():
+        left, right = np.divmod(place[outside], bases[1])
+        for turn, round_key in enumerate(round_keys):
+            scrambled = mix(right + keys[outside] + round_key)
+            left, right = right, (left + scrambled % bases[turn % 2]) % bases[turn % 2]
+        place[outside] = left * bases[1] + right
+        outside = place >= n
+    return place.astype(np.int64)
+
+
+def window_starts(index, n_tokens, block_size, seed):
+    """Where the training windows number `index` (B,) start, of N = n_tokens.
+
+    An epoch has (N - T) // T of them, every T = block_size tokens from an offset below T on, in a
+    random order; offset and order are the epoch's own.
+    """
+    n = (n_tokens - block_size) // block_size
+    epoch, place = np.divmod(np.asarray(index, np.int64), n)
+    keys = random_key(seed, epoch)
+    offset = (mix(keys) % np.uint64(block_size)).astype(np.int64)
+    return offset + block_size * permute(place, n, keys)
+
 
 def get_batch(tokens, first, count, options, device):
     """Inputs and targets, each (count, T), of the training windows from number `first` on."""
     T = options.block_size
     starts = window_starts(np.arange(first, first + count), len(tokens), T, options.seed)
-    windows = tokens.windows(starts, T + 1)
+    windows = torch.from_numpy(tokens.windows(starts, T + 1))
     if device.type == 'cuda':
         windows = windows.pin_memory()
     windows = windows.to(device, non_blocking=True)
     return windows[:, :-1], windows[:, 1:]
+
+
+# --- the learning rate, and the size of the batch ------------------------------------------------
+
+def time_limit(options):
+    """The seconds after which the run stops."""
+    if options.max_seconds is not None:
+        return options.max_seconds
+    return 150 if options.max_steps is None else math.inf
+
+
+def is_done(options, progress):
+    """Whether the run has come to its end."""
+    by_steps = options.max_steps is not None and progress.step >= options.max_steps
+    return by_steps or progress.seconds >= time_limit(options)
+
+
+def rate_factor(options, progress):
+    """The learning rate of the next step, as a share of its peak: a linear warmup, then a cosine
+    (Loshchilov & Hutter 2017, arXiv:1608.03983) along max_steps, or else along max_seconds."""
+    share, warmup = warmup_share(options, progress)
+    if share < 1:
+        return share
+    if options.max_steps is None:
+        done = progress.seconds / time_limit(options)
+    else:
+        total = sequences_after(options, options.max_steps)
+        done = max(0, progress.sequences - warmup) / max(1, total - warmup)
+    floor = options.min_lr / options.learning_rate
+    return floor + (1 - floor) * (1 + math.cos(math.pi * min(1, done))) / 2
+
+
+def warmup_share(options, progress):
+    """(how much of the warmup is over after the next step, the sequences that it takes)."""
+    if options.warmup_tokens is None:
+        warmup = sequences_after(options, options.warmup_steps)
+        return (progress.step + 1) / (options.warmup_steps + 1), warmup
+    seen = progress.sequences + sequences_in_step(options, progress.sequences)
+    share = seen * options.block_size / max(1, options.warmup_tokens)
+    return share, options.warmup_tokens / options.block_size
+
+
+def sequences_in_step(options, sequences):
+    """How many sequences the step takes that comes after `sequences`: over batch_ramp_tokens it
+    rises linearly, in multiples of batch_size_start (Brown et al. 2020, appendix B)."""
+    start, most = options.batch_size_start, options.batch_size
+    if start is None or sequences * options.block_size >= options.batch_ramp_tokens:
+        return most
+    rise = (most - start) * sequences * options.block_size // options.batch_ramp_tokens
+    return start + rise - rise % start
+
+
+def sequences_after(options, steps):
+    """How many sequences `steps` steps take from the start of the run."""
+    sequences = 0
+    while steps > 0:
+        size, count = sequences_in_step(options, sequences), steps
+        if size < options.batch_size:  # the next size comes when the ramp has risen by this one
+            slope = (options.batch_size - options.batch_size_start) * options.block_size
+            end = math.ceil(size * options.batch_ramp_tokens / slope)
+            count = min(steps, math.ceil((end - sequences) / size))
+        sequences, steps = sequences + count * size, steps - count
+    return sequences
+
+
+# --- one step ------------------------------------------------------------------------------------
+
+def train_step(runner, optimizers, scaler, tokens, options, machine, progress):
+    """One optimizer step; returns its loss and the norm of its gradient, (2,), still on the device.
+
+    runner: the model, or what distributes it. The step takes the next windows; each process passes
+    through its share of them, micro_batch_size at a time.
+    """
+    size = sequences_in_step(options, progress.sequences) // machine.world
+    micro = options.micro_batch_size or size
+    first = progress.sequences + machine.rank * size
+    total = torch.zeros((), device=machine.device)
+    for i in range(size // micro):
+        x, y = get_batch(tokens, first + i * micro, micro, options, machine.device)
+        if options.dropout:
+            torch.manual_seed(dropout_seed(options.seed, progress.step, i, machine.rank))
+        if machine.world > 1:
+            runner.require_backward_grad_sync = i == size // micro - 1
+        with machine.autocast():
+            loss = runner(x, y) / (size // micro)
+        scaler.scale(loss).backward()
+        total += loss.detach()
+    norm = clip_gradient(runner, optimizers, scaler, options.grad_clip)
+    update_weights(optimizers, scaler, norm)
+    return torch.stack((total, norm))
+
+
+def dropout_seed(seed, step, micro_step, rank):
+    """A seed for torch, below 2^63, that no other step, micro-step or rank has."""
+    return int(random_key(seed, step, micro_step, rank)[0] >> 1)
+
+
+def clip_gradient(runner, optimizers, scaler, longest):
+    """The norm of the gradient, which is then shortened to `longest` (0: to any length)."""
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    return torch.nn.utils.clip_grad_norm_(runner.parameters(), longest or math.inf)
+
+
+def update_weights(optimizers, scaler, norm):
+    """A step of all optimizers, or of none where a scaler finds the gradient's norm not finite."""
+    skipped = scaler.is_enabled() and not norm.isfinite()
+    for optimizer in optimizers:
+        if not skipped:
+            scaler.step(optimizer)
+        optimizer.zero_grad()
+    scaler.update()
+
+
+# --- evaluation ----------------------------------------------------------------------------------
+
+@torch.no_grad()
+def validate(model, tokens, machine, limit=None, token_bytes=None):
+    """(nats per token, bits per byte or None) over the first `limit` tokens (None: all), each
+    predicted from those before it in its window of block_size. token_bytes: the bytes of each id.
+    """
+    sums = torch.zeros(2, dtype=torch.float64)  # nats, bytes
+    predicted = min(len(tokens), limit or len(tokens)) - 1  # all but the first
+    batches = eval_batches(predicted, model.config.block_size, model.config.vocab_size)
+    model.eval()
+    for starts, length in batches[machine.rank::machine.world]:
+        windows = torch.from_numpy(tokens.windows(starts, length + 1))
+        x, y = windows[:, :-1].to(machine.device), windows[:, 1:].flatten()
+        with machine.autocast():
+            logits = model.forward(x).flatten(0, 1).float()
+        nats = F.cross_entropy(logits, y.to(machine.device), reduction='none')
+        n_bytes = 0 if token_bytes is None else token_bytes[y].sum()
+        sums += torch.tensor([nats.cpu().double().sum(), n_bytes])
+    model.train()
+    nats, n_bytes = machine.sum(sums).tolist()
+    return nats / predicted, nats / math.log(2) / n_bytes if n_bytes else None
+
+
+def eval_batches(predicted, block_size, vocab_size):
+    """[(starts, length)] of the windows that one pass takes together; 2^27 float32 logits take half
+    a gigabyte. The same wherever a model is evaluated, so that products are rounded alike."""
+    size = max(1, min(2 ** 13, 2 ** 27 // vocab_size) // block_size)
+    whole = np.arange(predicted // block_size) * block_size
+    batches = [(whole[i:i + size], block_size) for i in range(0, len(whole), size)]
+    rest = predicted % block_size
+    return batches + ([(np.array([predicted - rest]), rest)] if rest else [])
 
 
 def sample(model, tokenizer, seed):
@@ -187,186 +433,190 @@ def sample(model, tokenizer, seed):
     return textwrap.indent(text, '    ')
 
 
+def evaluate(run, record, say):
+    """Validate the model and draw a sample; the numbers go into the record of the last step.
+    Returns whether the loss is the lowest so far."""
+    progress, machine, tokenizer = run.progress, run.machine, run.tokenizer
+    token_bytes = tokenizer and torch.tensor([len(token) for token in tokenizer.token_bytes])
+    loss, bits = validate(run.model, run.val_tokens, machine, run.options.eval_tokens, token_bytes)
+    refuse_nan({'validation loss': loss}, record, run.folder)
+    record |= {'val_loss': loss, 'bits_per_byte': bits}
+    best, progress.best_loss = loss < progress.best_loss, min(loss, progress.best_loss)
+    if tokenizer:
+        text = machine.on_rank_0(sample, run.model, tokenizer, run.options.seed + progress.step)
+        machine.on_rank_0(journal.write_sample, run.folder, progress.step, text)
+        say(text)
+    bits_text = f', {bits:.4f} bits per byte' if bits else ''
+    say(f'step {progress.step:,}: validation loss {loss:.4f}{bits_text}')
+    return best
+
+
+def refuse_nan(numbers, record, folder):
+    """UserError if one of the numbers (by name) of the record's step is not finite."""
+    for name, number in numbers.items():
+        if number is not None and not math.isfinite(number):
+            raise UserError(f'step {record["step"]}: the {name} is {number} at learning rate '
+                            f'{record["lr"]:.1e}; the last good checkpoint: '
+                            f'{checkpoint.last_good(folder)}')
+
+
 # --- the run -------------------------------------------------------------------------------------
-
-def agree(seconds, stopping, machine):
-    """Rank 0's clock, and whether any process was told to stop, without waiting for the GPU."""
-    if machine.world > 1:
-        flags = torch.tensor([0.0 if machine.rank else seconds, stopping], dtype=torch.float64)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        seconds, stopping = flags.tolist()
-    return seconds, bool(stopping)
-
-
-def restore(state, optimizers, scaler):
-    """The progress that a checkpoint holds, whose moments go into the optimizers."""
-    load_states(optimizers, state['optimizers'])
-    if state['scaler'] and scaler.is_enabled():  # another dtype may have one or none
-        scaler.load_state_dict(state['scaler'])
-    names = ('step', 'sequences', 'seconds', 'best_loss', 'wandb')
-    return {name: state.get(name) for name in names}
-
-
-def summarize(pending, scaler, folder, machine):
-    """The log's records of `pending` steps, whose losses and gradient norms are on the device; a
-    loss becomes the processes' mean. A scaler has skipped steps whose norm is not finite."""
-    values = torch.stack([record.pop('values') for record in pending]).cpu().double()  # (steps, 2)
-    if machine.world > 1:
-        dist.all_reduce(values)
-    for record, (loss, norm) in zip(pending, (values / machine.world).tolist(), strict=True):
-        if scaler.is_enabled() and not math.isfinite(norm):
-            norm = None
-        refuse_nan({'loss': loss, 'gradient norm': norm}, record, folder)
-        record |= {'train_loss': loss, 'grad_norm': norm}
-    return pending
-
-
-def show(record, options, bar):
-    """The progress of the run, in the bar or as a line."""
-    step, seconds = record['step'], record['seconds']
-    left = max(0, time_limit(options) - seconds)
-    if options.max_steps is not None:
-        total = sequences_after(options, options.max_steps) * options.block_size
-        left = min(left, (total - record['tokens']) * seconds / record['tokens'])
-    text = (f'step {step:,}  loss {record["train_loss"]:.4f}  lr {record["lr"]:.1e}  '
-            f'{record["tokens_per_second"]:,} tokens/s  {int(left) // 60}:{int(left) % 60:02} left')
-    if bar is None:
-        print(text, flush=True)
-    else:
-        bar.n = step if options.max_steps is not None else min(int(seconds), bar.total)
-        bar.set_description_str(text)
-
-
-def train_step(runner, optimizers, scaler, tokens, options, machine, at, micro):
-    """One optimizer step, in passes of `micro` sequences; returns its loss and gradient norm, (2,),
-    still on the device."""
-    micro_steps = batch_at(options, at['sequences']) // (machine.world * micro)
-    total = torch.zeros((), device=machine.device)
-    for i in range(micro_steps):
-        first = at['sequences'] + (machine.rank * micro_steps + i) * micro
-        x, y = get_batch(tokens, first, micro, options, machine.device)
-        if options.dropout:
-            torch.manual_seed(int(key(options.seed, at['step'], i, machine.rank)[0] >> 1))
-        if machine.world > 1:
-            runner.require_backward_grad_sync = i == micro_steps - 1
-        with machine.autocast():
-            loss = runner(x, y) / micro_steps
-        scaler.scale(loss).backward()
-        total += loss.detach()
-    for optimizer in optimizers:
-        scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(runner.parameters(), options.grad_clip or math.inf)
-    skipped = scaler.is_enabled() and not norm.isfinite()  # then by all optimizers
-    for optimizer in optimizers:
-        if not skipped:
-            scaler.step(optimizer)
-        optimizer.zero_grad()
-    scaler.update()
-    return torch.stack((total, norm))
-
 
 def train(options, state, resumed, machine):
     """The run, from its first step or its checkpoint's to its end; returns the exit code."""
-    train_tokens, val_tokens, meta = open_corpus(options.dataset)
-    check_sizes(options, train_tokens, val_tokens, machine.world)
-    spec = meta['tokenizer'] or state and state['tokenizer']
-    tokenizer = Tokenizer(spec) if spec else None
-    token_bytes = tokenizer and torch.tensor([len(token) for token in tokenizer.token_bytes])
-    model, options = make_model(options, state, meta)
-    optimizers = make_optimizers(model.to(machine.device), options)
-    scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
-    scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
-    at = {'step': 0, 'sequences': 0, 'seconds': 0.0, 'best_loss': math.inf, 'wandb': None}
+    run = set_up(options, state, resumed, machine)
+    options, progress, folder = run.options, run.progress, run.folder
     if resumed:
-        at = restore(state, optimizers, scaler)
-        print(f'going on from step {at["step"]:,} of {folder_of(options)}')
-    machine.must_agree(at['step'], 'step to go on from (out_dir must be a folder they share)')
-    folder, limit = folder_of(options), time_limit(options)
-    last_step = math.inf if options.max_steps is None else options.max_steps
-    if at['step'] >= last_step or at['seconds'] >= limit:
-        print(f'{folder} ended at step {at["step"]:,}, {at["seconds"]:.0f} s; to go on, raise '
-              f'{"max_steps" if at["step"] >= last_step else "max_seconds"}')
+        print(f'going on from step {progress.step:,} of {folder}')
+    elif options.resume:
+        print(f'there is no {folder / "ckpt.pt"} to go on from: a new run starts')
+    machine.check_same_on_ranks(
+        progress.step, 'step to go on from (out_dir must be a folder they share)')
+    if is_done(options, progress):
+        limit = 'max_seconds' if progress.step < (options.max_steps or math.inf) else 'max_steps'
+        print(f'{folder} ended at step {progress.step:,}, {progress.seconds:.0f} s; to go on, '
+              f'raise {limit}')
         return 0
-    tracker = machine.first_does(open_folder, folder, options, at['step'], at['wandb'])
-    at['wandb'] = tracker.id if tracker else at['wandb']
+    if not resumed:
+        machine.on_rank_0(checkpoint.move_old_run, folder)
+    run.tracker = machine.on_rank_0(journal.open_journal, folder, options, progress.step,
+                                    progress.wandb)
+    progress.wandb = run.tracker.id if run.tracker else progress.wandb
+    tell_start(run)
+    stopped_by = training_loop(run)
+    reason = 'a signal' if stopped_by else None
+    if reason is None and options.max_steps not in (None, progress.step):
+        reason = 'max_seconds'
+    journal.tell_end(folder, progress.step, progress.best_loss, reason)
+    return 128 + stopped_by if stopped_by else 0
+
+
+def training_loop(run):
+    """Train until the run is done (returns 0) or a signal comes (returns its number)."""
+    options, machine, progress = run.options, run.machine, run.progress
+    runner, first_step = distribute(run.model, machine), progress.step
+    run.begin = time.perf_counter() - progress.seconds
+    run.reported = (progress.seconds, progress.sequences)
+    with stop_signals() as signals, progress_bar(
+            machine.rank == 0, total=options.max_steps or time_limit(options),
+            bar_format='{percentage:3.0f}% |{bar}| {desc}') as bar:
+        while True:
+            progress.seconds, stopped_by = agree(seconds_since(run), signals, machine)
+            done = is_done(options, progress)
+            evaluating = done or is_due(progress.step, first_step, options.eval_interval)
+            ending = done or stopped_by
+            if ending or evaluating or is_logged(progress.step, first_step, options):
+                report(run, bar, evaluating, evaluating or ending)
+            if ending:
+                return 0 if done else stopped_by
+            factor = rate_factor(options, progress)
+            for group in param_groups(run.optimizers):
+                group['lr'] = group['peak_lr'] * factor
+            values = train_step(runner, run.optimizers, run.scaler, run.train_tokens, options,
+                                machine, progress)
+            record_step(run, options.learning_rate * factor, values)
+
+
+def record_step(run, lr, values):
+    """Count a step, whose loss and gradient norm `values` are still on the device."""
+    options, progress = run.options, run.progress
+    progress.sequences += sequences_in_step(options, progress.sequences)
+    progress.step += 1
+    run.pending.append({'step': progress.step, 'tokens': progress.sequences * options.block_size,
+                        'lr': lr, 'values': values, 'seconds': seconds_since(run)})
+
+
+def report(run, bar, evaluating, saving):
+    """Log the steps since the last report; evaluate and save, if it is time for that."""
+    if not run.pending:
+        return
+    options, machine, progress = run.options, run.machine, run.progress
+    seconds, sequences = run.reported
+    tokens = (progress.sequences - sequences) * options.block_size
+    records = summarize(run, round(tokens / (seconds_since(run) - seconds)))
+    journal.tell_progress(records[-1], bar, options.max_steps, seconds_left(options, records[-1]))
+    best = evaluating and evaluate(run, records[-1], bar.write)
+    machine.on_rank_0(journal.write_log, run.folder, records, run.tracker)
+    if saving:
+        machine.on_rank_0(save, run, best)
+    run.pending, run.reported = [], (seconds_since(run), progress.sequences)
+
+
+def seconds_since(run):
+    """The seconds since the run began, earlier parts of a resumed run included."""
+    return time.perf_counter() - run.begin
+
+
+def distribute(model, machine):
+    """What computes the loss: the model, compiled if chosen, or DDP around it, which adds up the
+    processes' gradients. RoPE's table is the same everywhere and needs no broadcast."""
     if machine.compiled:
         model.compile()
-    runner = model
-    if machine.world > 1:  # RoPE's table is the same in all processes and never changes
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ['rope'])
-        runner = DistributedDataParallel(model)
+    if machine.world == 1:
+        return model
+    return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def is_due(step, first_step, interval):
+    return step > first_step and step % interval == 0
+
+
+def is_logged(step, first_step, options):
+    return step % options.log_interval == 0 or step == first_step + 1
+
+
+def agree(seconds, signals, machine):
+    """Rank 0's clock, and the number of a signal that any process got (0: none), the same for all,
+    without waiting for the GPU."""
+    seconds, number = machine.maximum(0.0 if machine.rank else seconds, *(signals[:1] or [0]))
+    return seconds, int(number)
+
+
+def seconds_left(options, record):
+    """How long the run will still take, by its mean speed."""
+    left = max(0, time_limit(options) - record['seconds'])
+    if options.max_steps is not None:
+        total = sequences_after(options, options.max_steps) * options.block_size
+        left = min(left, (total - record['tokens']) * record['seconds'] / record['tokens'])
+    return left
+
+
+def summarize(run, speed):
+    """The log's records of the pending steps, whose losses and gradient norms are on the device; a
+    loss becomes the processes' mean. A scaler has skipped steps whose norm is not finite."""
+    values = torch.stack([record.pop('values') for record in run.pending]).cpu().double()
+    means = run.machine.sum(values) / run.machine.world  # (steps, 2)
+    for record, (loss, norm) in zip(run.pending, means.tolist(), strict=True):
+        if run.scaler.is_enabled() and not math.isfinite(norm):
+            norm = None
+        refuse_nan({'loss': loss, 'gradient norm': norm}, record, run.folder)
+        record |= {'train_loss': loss, 'grad_norm': norm, 'tokens_per_second': speed}
+    return run.pending
+
+
+def save(run, best):
+    """Write ckpt.pt, and if it is the best so far the model alone as best.pt; draw loss.png."""
+    state = {'model': run.model.state_dict(), **vars(run.progress),
+             'seconds': seconds_since(run),
+             'config': dataclasses.asdict(run.options),
+             'tokenizer': run.tokenizer.spec if run.tokenizer else None}
+    if best:
+        checkpoint.save(state, run.folder / 'best.pt')
+    state['optimizers'] = [optimizer.state_dict() for optimizer in run.optimizers]
+    state['scaler'] = run.scaler.state_dict()
+    checkpoint.save(state, run.folder / 'ckpt.pt')
+    journal.plot_losses(run.folder)
+
+
+def tell_start(run):
+    """What is trained, on what and how."""
+    options, machine = run.options, run.machine
     rise = f'{options.batch_size_start} to ' if options.batch_size_start else ''
     micro = options.micro_batch_size or options.batch_size // machine.world
-    print(f'{sum(p.numel() for p in model.parameters()):,} parameters on {options.dataset} '
-          f'({len(train_tokens):,} tokens), {rise}{options.batch_size} x {options.block_size} '
+    print(f'{sum(p.numel() for p in run.model.parameters()):,} parameters on {options.dataset} '
+          f'({len(run.train_tokens):,} tokens), {rise}{options.batch_size} x {options.block_size} '
           f'tokens a step, {micro} sequences at once; {machine}', flush=True)
-
-    pending, first, counted = [], at['step'], at['sequences']
-    begin, logged = time.perf_counter() - at['seconds'], at['seconds']
-    with stop_signals() as signals, progress_bar(
-            machine.rank == 0, total=options.max_steps or limit,
-            bar_format='{percentage:3.0f}% |{bar}| {desc}') as bar:
-        say = bar.write if bar is not None else print
-        while True:
-            at['seconds'], stopping = agree(time.perf_counter() - begin, bool(signals), machine)
-            step = at['step']
-            done = step >= last_step or at['seconds'] >= limit
-            evaluating = done or step > first and step % options.eval_interval == 0
-            saving = evaluating or stopping
-            if pending and (saving or step % options.log_interval == 0 or step == first + 1):
-                records, pending = summarize(pending, scaler, folder, machine), []
-                seconds = time.perf_counter() - begin - logged
-                speed = round((at['sequences'] - counted) * options.block_size / seconds)
-                for record in records:
-                    record['tokens_per_second'] = speed
-                show(records[-1], options, bar)
-                best = False
-                if evaluating:
-                    sums = measure(model, val_tokens, machine, options.eval_tokens, token_bytes)
-                    loss, bits = map(summary(sums[0]).get, ('loss', 'bits_per_byte'))
-                    refuse_nan({'validation loss': loss}, records[-1], folder)
-                    records[-1] |= {'val_loss': loss, 'bits_per_byte': bits}
-                    best, at['best_loss'] = loss < at['best_loss'], min(loss, at['best_loss'])
-                    if tokenizer:
-                        text = machine.first_does(sample, model, tokenizer, options.seed + step)
-                        machine.first_does(write_sample, folder, step, text)
-                        say(text)
-                    say(f'step {step:,}: validation loss {loss:.4f}'
-                        + (f', {bits:.4f} bits per byte' if bits else ''))
-                machine.first_does(write_log, folder, records, tracker)
-                if saving:
-                    machine.first_does(save_run, folder, best, optimizers, scaler, {
-                        'model': model.state_dict(), **at, 'seconds': time.perf_counter() - begin,
-                        'config': dataclasses.asdict(options), 'tokenizer': spec})
-                logged, counted = time.perf_counter() - begin, at['sequences']
-            if done or stopping:
-                break
-            factor = rate(options, step, at['sequences'], at['seconds'])
-            for group in param_groups(optimizers):
-                group['lr'] = group['peak_lr'] * factor
-            size = batch_at(options, at['sequences'])
-            values = train_step(runner, optimizers, scaler, train_tokens, options, machine, at,
-                                options.micro_batch_size or size // machine.world)
-            at |= {'step': step + 1, 'sequences': at['sequences'] + size}
-            pending.append({'step': step + 1, 'tokens': at['sequences'] * options.block_size,
-                            'lr': options.learning_rate * factor, 'values': values,
-                            'seconds': time.perf_counter() - begin})
-    farewell(folder, options, at, stopping and not done)
-    return 128 + (signals or [signal.SIGTERM])[0] if stopping and not done else 0
-
-
-def farewell(folder, options, at, stopped):
-    """What became of the run, and what to do with it."""
-    folder, here = script.short(folder), script.short(config.ROOT)
-    if stopped or options.max_steps not in (None, at['step']):
-        print(f'stopped by {"a signal" if stopped else "max_seconds"} after step {at["step"]:,}; '
-              f'to go on: python {Path(here, "train.py")} --out_dir={folder} --resume=True')
-    if at['best_loss'] < math.inf:
-        print(f'best validation loss: {at["best_loss"]:.4f}, in {folder}/best.pt')
-    picture = Path(folder, 'loss.png')
-    print(f'the curve: {picture if picture.exists() else "pip install matplotlib"}; more samples:\n'
-          f'python {Path(here, "sample.py")} --out_dir={folder}')
 
 
 if __name__ == '__main__':
-    script.run(main)
+    cli.run(main)

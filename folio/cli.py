@@ -1,4 +1,4 @@
-"""What every script shares: how it starts, how it ends, how it shows progress and paths."""
+"""What every script shares: how it starts, how it ends, and how it shows progress and paths."""
 
 import contextlib
 import os
@@ -31,12 +31,42 @@ def short(path):
     return str(path)
 
 
+def first_line(error):
+    """The first line of an exception's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def progress_bar(wanted=True, **options):
-    """A context with a tqdm bar, or with None where nobody watches or (it says) tqdm is absent."""
-    if not (wanted and sys.stderr.isatty() and os.get_terminal_size(2).columns):
-        return contextlib.nullcontext()
+    """A tqdm bar with these options, to be used in a `with`; it is disabled where nobody watches,
+    and one that shows nothing where tqdm is absent, which is said."""
+    watched = wanted and sys.stderr.isatty() and os.get_terminal_size(2).columns > 0
     try:
         from tqdm import tqdm
     except ImportError:
-        return contextlib.nullcontext(print('no progress bar: pip install tqdm'))
-    return tqdm(dynamic_ncols=True, **options)
+        if watched:
+            print('no progress bar: pip install tqdm')
+        return NoBar(**options)
+    return tqdm(dynamic_ncols=True, disable=not watched, **options)
+
+
+class NoBar:
+    """Stands in for a tqdm bar and shows nothing."""
+    disable = True
+
+    def __init__(self, total=None, initial=0, **options):
+        self.total, self.n = total, initial
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def update(self, n=1):
+        self.n += n
+
+    def set_description_str(self, text):
+        pass
+
+    def write(self, text):
+        print(text)

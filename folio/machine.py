@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from script import UserError
+from folio.cli import UserError, first_line
 
 
 @dataclass
@@ -26,7 +26,20 @@ class Machine:
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def first_does(self, work, *arguments):
+    def sum(self, tensor):
+        """Add up a CPU tensor over the processes, in place; returns it."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def maximum(self, *numbers):
+        """The largest of each number over the processes, a list of floats."""
+        values = torch.tensor(numbers, dtype=torch.float64)
+        if self.world > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values.tolist()
+
+    def on_rank_0(self, work, *arguments):
         """Rank 0's work(*arguments), elsewhere None; a UserError or OSError in it ends all."""
         result = error = None
         if self.rank == 0:
@@ -34,20 +47,15 @@ class Machine:
                 result = work(*arguments)
             except (UserError, OSError) as caught:
                 error = caught
-        failed = torch.tensor(float(error is not None))
-        if self.world > 1:
-            dist.all_reduce(failed)
-        if failed:
+        if self.sum(torch.tensor(float(error is not None))):
             raise error or UserError('rank 0 failed')
         return result
 
-    def must_agree(self, number, what):
+    def check_same_on_ranks(self, number, what):
         """UserError if the processes have different numbers."""
-        ends = torch.tensor([number, -number])
-        if self.world > 1:
-            dist.all_reduce(ends, dist.ReduceOp.MAX)
-        if ends[0] != -ends[1]:
-            raise UserError(f'the processes have from {-ends[1]} to {ends[0]} as the {what}')
+        highest, lowest = self.maximum(number, -number)
+        if highest != -lowest:
+            raise UserError(f'the processes have from {-lowest:.0f} to {highest:.0f} as the {what}')
 
     def __str__(self):
         many = f'{self.world} processes, ' if self.world > 1 else ''
@@ -58,28 +66,52 @@ class Machine:
 @contextlib.contextmanager
 def open_machine(options):
     """The Machine of the options device, dtype and compile; under torchrun connected to the others,
-    and only rank 0 prints."""
+    and only rank 0 prints. compile is False where the options have none."""
     keep_memory()
     device = choose_device(options.device)
     machine = Machine(device, choose_dtype(options.dtype, device))
-    with contextlib.ExitStack() as stack:
-        if 'RANK' in os.environ:
-            dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo')
-            stack.callback(leave_group)
-            machine.rank, machine.world = dist.get_rank(), dist.get_world_size()
-        if machine.rank:
-            silence = stack.enter_context(open(os.devnull, 'w'))
-            stack.enter_context(contextlib.redirect_stdout(silence))
-        machine.compiled = choose_compile(options.compile, device)
-        try:
-            yield machine
-        except RuntimeError as error:  # CUDA's OutOfMemoryError is one
-            if not re.search("out of memory|can't allocate memory", str(error)):
-                raise
-            sizes = ('micro_batch_size', 'block_size', 'context', 'num_samples')
-            more = ', or --recompute=True' if hasattr(options, 'recompute') else ''
-            raise UserError('out of memory: a smaller ' + ' or '.join(
-                name for name in sizes if hasattr(options, name)) + f' helps{more}') from None
+    with process_group(machine), quiet(machine.rank > 0), out_of_memory(options):
+        machine.compiled = choose_compile(getattr(options, 'compile', False), device)
+        yield machine
+
+
+@contextlib.contextmanager
+def process_group(machine):
+    """Under torchrun join the other processes, and say to the machine which one this is."""
+    if 'RANK' not in os.environ:
+        yield
+        return
+    dist.init_process_group('cpu:gloo,cuda:nccl' if machine.device.type == 'cuda' else 'gloo')
+    machine.rank, machine.world = dist.get_rank(), dist.get_world_size()
+    try:
+        yield
+    finally:  # threads of a group that outlives DDP end the process with an abort
+        gc.collect()  # DDP is in reference cycles
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def quiet(wanted):
+    """Print nothing, if wanted."""
+    if not wanted:
+        yield
+        return
+    with open(os.devnull, 'w') as silence, contextlib.redirect_stdout(silence):
+        yield
+
+
+@contextlib.contextmanager
+def out_of_memory(options):
+    """Turn torch's errors about memory into a UserError that names the options that help."""
+    try:
+        yield
+    except RuntimeError as error:  # CUDA's OutOfMemoryError is one
+        if not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        sizes = [name for name in ('micro_batch_size', 'block_size', 'context', 'num_samples')
+                 if hasattr(options, name)]
+        more = ', or --recompute=True' if hasattr(options, 'recompute') else ''
+        raise UserError(f'out of memory: a smaller {" or ".join(sizes)} helps{more}') from None
 
 
 def keep_memory():
@@ -89,13 +121,6 @@ def keep_memory():
         libc = ctypes.CDLL(None)
         libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
         libc.mallopt(-3, 2 ** 28)  # M_MMAP_THRESHOLD: larger pieces do go back
-
-
-def leave_group():
-    """Leave the process group after whatever still holds it: threads of a group that outlives this
-    end the process with an abort."""
-    gc.collect()  # DDP is in reference cycles
-    dist.destroy_process_group()
 
 
 def choose_device(name):
@@ -145,10 +170,6 @@ def choose_compile(option, device):
         print(f'not compiled, for {message}')
         return False
     raise UserError(f'compile=True: {message}')
-
-
-def first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

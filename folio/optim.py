@@ -1,39 +1,53 @@
-"""Which parameter goes to which optimizer; Muon."""
+"""Which parameter goes to which optimizer; Muon.
+
+    optimizers = make_optimizers(model, options, torch.bfloat16)
+    for group in param_groups(optimizers):
+        group['lr'] = group['peak_lr'] * factor
+"""
 
 from collections import defaultdict
 
 import torch
 
-from machine import choose_dtype
 
-
-def make_optimizers(model, options):
+def make_optimizers(model, options, dtype):
     """The optimizers that hold each parameter of the model exactly once.
 
     AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) decays matrices, not norms and biases. With
     optimizer='muon' the matrices of the blocks are Muon's, and AdamW keeps embeddings, head and
     the rest. Each group has its peak rate as 'peak_lr', so that a schedule can scale all of them.
+    dtype: the format of matrix products, which Muon's follow in bfloat16; float16's range is too
+    small for them, so they are in float32 then.
     """
-    muon = options.optimizer == 'muon'
-    hidden = [p for p in model.blocks.parameters() if p.dim() == 2 and muon]
-    others = [p for p in model.parameters() if not any(p is q for q in hidden)]
-    groups = [{'params': [p for p in others if p.dim() >= 2], 'weight_decay': options.weight_decay},
-              {'params': [p for p in others if p.dim() < 2], 'weight_decay': 0.0}]
-    groups = [group | {'peak_lr': options.learning_rate} for group in groups if group['params']]
-    optimizers = [torch.optim.AdamW(groups, lr=options.learning_rate, fused=True,
-                                    betas=(options.beta1, options.beta2))]
+    hidden = hidden_matrices(model) if options.optimizer == 'muon' else {}
+    others = [p for p in model.parameters() if not any(p is q for q in hidden.values())]
+    optimizers = [make_adamw(others, options)]
     if hidden:
-        group = {'params': hidden, 'peak_lr': options.muon_lr}
-        dtype = choose_dtype('auto', hidden[0].device)  # float16 can't hold what passes by
-        fast = dtype is torch.bfloat16 and options.dtype != 'float32'
+        stacked = model.stacked_matrices()
+        heights = [stacked.get(name, [len(p)]) for name, p in hidden.items()]
+        group = {'params': list(hidden.values()), 'heights': heights, 'peak_lr': options.muon_lr}
         optimizers.append(Muon([group], options.muon_lr, weight_decay=options.weight_decay,
-                               dtype=torch.bfloat16 if fast else torch.float32))
+                               dtype=dtype if dtype == torch.bfloat16 else torch.float32))
     held = [p for group in param_groups(optimizers) for p in group['params']]
     assert len(held) == len(set(held)) == len(list(model.parameters())), f'{len(held)} are held'
     return optimizers
 
 
+def hidden_matrices(model):
+    """The matrices of the blocks, by their names in the model."""
+    return {f'blocks.{name}': p for name, p in model.blocks.named_parameters() if p.dim() == 2}
+
+
+def make_adamw(params, options):
+    groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': options.weight_decay},
+              {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0}]
+    groups = [group | {'peak_lr': options.learning_rate} for group in groups if group['params']]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True,
+                             betas=(options.beta1, options.beta2))
+
+
 def param_groups(optimizers):
+    """All groups of parameters, each a dict."""
     return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
@@ -50,8 +64,9 @@ def load_states(optimizers, states):
 class Muon(torch.optim.Optimizer):
     """Momentum with orthogonal updates (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    For matrices only. One that holds several, such as qkv, has their heights as its attribute
-    `parts`. The matrices of one shape are orthogonalized together, in `dtype`.
+    For matrices only. A group has 'heights', a list for each parameter: the rows of the matrices
+    that it holds one above the other. All matrices of one shape are orthogonalized together, in
+    `dtype`.
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, dtype=torch.float32):
@@ -61,20 +76,30 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            by_shape = defaultdict(list)  # shape: (part of a parameter, its update)
-            for p in group['params']:
-                state, parts = self.state[p], getattr(p, 'parts', [len(p)])
-                if 'momentum' not in state:
-                    state['momentum'] = torch.zeros_like(p)
-                buffer = state['momentum'].lerp_(p.grad, 1 - group['momentum'])
-                update = p.grad.lerp(buffer, group['momentum'])  # Nesterov's
-                for pair in zip(p.split(parts), update.split(parts), strict=True):
+            by_shape = defaultdict(list)  # shape: (matrix, its update)
+            for p, heights in zip(group['params'], group['heights'], strict=True):
+                update = self.momentum_update(p, group['momentum'])
+                for pair in zip(p.split(heights), update.split(heights), strict=True):
                     by_shape[pair[0].shape].append(pair)
-            for (height, width), pairs in by_shape.items():
-                updates = orthogonalize(torch.stack([update for _, update in pairs]).to(self.dtype))
-                scale = group['lr'] * max(1, height / width) ** 0.5
-                for (part, _), update in zip(pairs, updates, strict=True):
-                    part.mul_(1 - group['lr'] * group['weight_decay']).add_(update, alpha=-scale)
+            for pairs in by_shape.values():
+                self.update_matrices(pairs, group['lr'], group['weight_decay'])
+
+    def momentum_update(self, p, momentum):
+        """The gradient's moving average, looked at one step ahead (Nesterov)."""
+        state = self.state[p]
+        if 'momentum' not in state:
+            state['momentum'] = torch.zeros_like(p)
+        average = state['momentum'].lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(average, momentum)
+
+    def update_matrices(self, pairs, lr, weight_decay):
+        """Take a step with pairs (matrix, update) of one shape; tall matrices take longer steps, so
+        that what they put out changes as much."""
+        height, width = pairs[0][0].shape
+        scale = lr * max(1, height / width) ** 0.5
+        updates = orthogonalize(torch.stack([update for _, update in pairs]).to(self.dtype))
+        for (matrix, _), update in zip(pairs, updates, strict=True):
+            matrix.mul_(1 - lr * weight_decay).add_(update, alpha=-scale)
 
 
 def orthogonalize(x, steps=5):

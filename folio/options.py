@@ -1,7 +1,12 @@
 """How every script reads its options: `python train.py [config/NAME.py ...] [--key=value ...]`.
 
-A script reads the fields of one dataclass, from left to right, and the later wins; a configuration
+A script reads the fields of one dataclass, from left to right, and the later wins. A configuration
 file is Python whose assignments are options. A field `from_` is the option `--from`.
+
+    @dataclass
+    class SampleConfig:
+        out_dir: InPath = 'out/stdlib'  # what --help says of it
+        top_k: Annotated[int | None, '>= 1'] = None  # a bound, which is checked and shown
 """
 
 import ast
@@ -10,19 +15,23 @@ import difflib
 import functools
 import inspect
 import operator
-import re
 import runpy
+import textwrap
 import traceback
 from pathlib import Path
 from types import ModuleType, NoneType
-from typing import Literal, NewType, get_args, get_origin
+from typing import Annotated, Literal, NewType, get_args, get_origin
 
-from script import UserError
+from folio.cli import UserError
 
 ROOT = Path(__file__).resolve().parent.parent  # data/, config/ and out/ stand here
 Text = NewType('Text', str)  # a text in which a typed \n or \t is a newline or a tab
+InPath = NewType('InPath', str)  # of what is only read or gone on with
+OutPath = NewType('OutPath', str)  # of what is made
 NANOGPT = {'max_iters': 'max_steps', 'lr_decay_iters': 'max_steps', 'eval_iters': 'eval_tokens',
            'gradient_accumulation_steps': 'batch_size (of a whole step) and micro_batch_size'}
+COMPARISONS = {'>=': operator.ge, '>': operator.gt, '<=': operator.le, '<': operator.lt}
+REFUSALS = (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError)
 
 
 def find(path):
@@ -32,19 +41,27 @@ def find(path):
 
 
 def parse(cls, argv):
-    """(options, given): argv as an instance of the dataclass cls, and a dict of what was named;
-    UserError for an unknown option, a value of the wrong type, a file that can't be run."""
-    if {"--help", "-h"} & set(argv):
-        raise SystemExit(print(usage(cls)))
-    fields, given = {field.name.rstrip('_'): field for field in dataclasses.fields(cls)}, {}
+    """(options, given): argv as an instance of the dataclass cls, and a dict of what was named.
+
+    UserError for an unknown option, a value of the wrong type or out of bounds, a file that can't
+    be run. `--help` prints the options and ends the script.
+    """
+    if {'--help', '-h'} & set(argv):
+        print(usage(cls))
+        raise SystemExit
+    fields = {field.name.rstrip('_'): field for field in dataclasses.fields(cls)}
+    given = {}
     for where, key, value, typed in assignments(argv):
-        if not (field := fields.get(key)):
+        if key not in fields:
             near = NANOGPT.get(key) or ''.join(difflib.get_close_matches(key, fields, 1))
             raise UserError(f'{where}: no such option; is it {near or "in --help"}?')
+        field = fields[key]
+        kind, bounds = split_bounds(field.type)
         try:
-            given[field.name] = as_type(value, field.type, typed)
-        except (ValueError, TypeError, SyntaxError, OverflowError):
-            raise UserError(f'{where} must be {describe(field.type)}, not {value!r}') from None
+            given[field.name] = as_type(value, kind, typed)
+        except REFUSALS:
+            raise UserError(f'{where} must be {describe(kind)}, not {value!r}') from None
+        check_bounds(key, given[field.name], bounds)
     return cls(**given), given
 
 
@@ -55,36 +72,91 @@ def assignments(argv):
         if key.startswith('--'):
             where = key if equals else f'{key}=VALUE'
             yield where, key[2:], text if equals else True, bool(equals)
-            continue
-        try:
-            names = runpy.run_path(str(find(argument)))
-        except Exception as error:
-            if not find(argument).is_file():
-                raise UserError(f'{argument}: no such file; options are --key=value') from None
-            at = [getattr(error, 'lineno', '?')]  # a SyntaxError's
-            at += [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-                   if frame.filename == str(find(argument))]
-            raise UserError(f'{argument}, line {at[-1]}: {type(error).__name__}: {error}') from None
-        for key, value in names.items():
-            if not (key.startswith('_') or isinstance(value, ModuleType) or callable(value)):
+        else:
+            for key, value in run_file(argument).items():
                 yield f'{argument}: {key}', key, value, False
 
 
+def run_file(argument):
+    """The options that a configuration file assigns, a dict; UserError where it can't be run."""
+    path = find(argument)
+    if not path.is_file():
+        raise UserError(f'{argument}: no such file; options are --key=value')
+    try:
+        names = runpy.run_path(str(path))
+    except Exception as error:  # whatever the user's code raises
+        line = line_of(error, path)
+        hint = ''
+        if isinstance(error, ImportError) and error.name in ('config', 'script'):
+            hint = ("; relative paths in a configuration are relative to folio's folder by "
+                    "themselves: write out_dir = 'out/NAME', without an import")
+        raise UserError(f'{argument}, line {line}: {type(error).__name__}: {error}{hint}') from None
+    return {key: value for key, value in names.items()
+            if not (key.startswith('_') or isinstance(value, ModuleType) or callable(value))}
+
+
+def line_of(error, path):
+    """The line of the file `path` where an exception arose."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == str(path)]
+    return lines[-1] if lines else getattr(error, 'lineno', '?')  # a SyntaxError's
+
+
+# --- types ---------------------------------------------------------------------------------------
+
+def split_bounds(kind):
+    """(type, bounds) of a field's type: Annotated[int, '>= 1'] is (int, ('>= 1',))."""
+    if get_origin(kind) is Annotated:
+        return kind.__origin__, kind.__metadata__
+    return kind, ()
+
+
+def check_bounds(name, value, bounds):
+    """UserError if a number is not within bounds such as '>= 1'."""
+    for bound in bounds:
+        comparison, limit = bound.split()
+        if value is not None and not COMPARISONS[comparison](value, ast.literal_eval(limit)):
+            raise UserError(f'{name} must be {" and ".join(bounds)}, not {value}')
+
+
 def as_type(value, kind, typed):
-    """The value as the type kind; raises ValueError, TypeError or SyntaxError if it isn't one."""
-    members = get_args(kind)
+    """The value as the type `kind`; raises one of REFUSALS if it isn't one. typed: it is a text
+    from the command line; else a configuration file's value, whose relative paths are ROOT's."""
+    kind, members = split_bounds(kind)[0], get_args(kind)
     if get_origin(kind) is Literal:
         return members[[str(member) for member in members].index(str(value))]
     if get_origin(kind) is list:
         items = value.split(',') if typed else [value] if isinstance(value, str) else value
         return [as_type(item, members[0], typed) for item in items]
-    for member in sorted(members, key=lambda member: member is not NoneType):  # X | None
+    if members:
+        return as_union(value, members, typed)
+    if kind in (str, Text, InPath, OutPath):
+        return as_text(value, kind, typed)
+    return as_number(value, kind, typed)
+
+
+def as_union(value, members, typed):
+    """The value as the first type in `members` that takes it, None before all."""
+    for member in sorted(members, key=lambda member: member is not NoneType):
         try:
             return as_type(value, member, typed)
-        except (ValueError, TypeError, SyntaxError):
+        except REFUSALS:
             pass
-    if kind in (str, Text) and isinstance(value, str):
-        return value.replace(r'\n', '\n').replace(r'\t', '\t') if kind is Text and typed else value
+    raise ValueError
+
+
+def as_text(value, kind, typed):
+    if not isinstance(value, str):
+        raise TypeError
+    if kind is Text and typed:
+        return value.replace(r'\n', '\n').replace(r'\t', '\t')
+    if kind in (InPath, OutPath) and not typed and value != '-':
+        return str(ROOT / Path(value).expanduser())
+    return value
+
+
+def as_number(value, kind, typed):
+    """The value as an int, a float, a bool or None; a typed one may be a product, as 8*4."""
     if typed:
         value = {'true': 'True', 'false': 'False'}.get(value, value)
         value = functools.reduce(operator.mul, map(ast.literal_eval, value.split('*')))
@@ -96,14 +168,46 @@ def as_type(value, kind, typed):
 
 
 def describe(kind):
-    return ' or '.join(repr(member) if get_origin(kind) is Literal else describe(member)
-                       for member in get_args(kind)) or kind.__name__.removesuffix('Type')
+    """What a user calls the type."""
+    kind, _ = split_bounds(kind)
+    if get_origin(kind) is Literal:
+        return ' or '.join(map(repr, get_args(kind)))
+    if get_origin(kind) is list:
+        return f'{describe(get_args(kind)[0])}, separated by commas'
+    if get_args(kind):
+        return ' or '.join(map(describe, get_args(kind)))
+    return {NoneType: 'None', InPath: 'a path', OutPath: 'a path'}.get(kind, kind.__name__)
 
+
+# --- help ----------------------------------------------------------------------------------------
 
 def usage(cls):
-    """The help: the script's docstring, then each option with its default and its comment."""
-    lines = [inspect.getmodule(cls).__doc__]
-    for owner in filter(dataclasses.is_dataclass, cls.__mro__):
-        for name, comment in re.findall(r'(?m)^    (\w+): .*?  # (.*)$', inspect.getsource(owner)):
-            lines.append(f'  --{name.rstrip("_")}={getattr(cls(), name)}'.ljust(32) + f' {comment}')
+    """The help: the script's docstring, then each option with its default, comment and bounds."""
+    lines, comments = [inspect.getmodule(cls).__doc__], {}
+    for owner in reversed(cls.__mro__[:-1]):
+        comments |= comments_of(owner)
+    defaults = cls()
+    for field in dataclasses.fields(cls):
+        kind, bounds = split_bounds(field.type)
+        option = f'  --{field.name.rstrip("_")}={getattr(defaults, field.name)}'
+        more = choices(kind) + list(bounds)
+        limits = f' ({", ".join(more)})' if more else ''
+        lines.append(f'{option.ljust(31)} {comments.get(field.name, "")}{limits}')
     return '\n'.join(lines)
+
+
+def choices(kind):
+    """The values of a Literal, also of one in a union, as a list of one text or none."""
+    if get_origin(kind) is Literal:
+        return [' | '.join(map(str, get_args(kind)))]
+    return [text for member in get_args(kind) for text in choices(member)]
+
+
+def comments_of(cls):
+    """The comment behind each field in the source of a dataclass, by its name."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    lines = source.splitlines()
+    fields = [node for node in ast.parse(source).body[0].body if isinstance(node, ast.AnnAssign)]
+    return {node.target.id: lines[node.end_lineno - 1][node.end_col_offset:].strip(' #')
+            for node in fields}
+
