@@ -117,7 +117,7 @@ def attend(q, k, v, dropout=0.0):
     """softmax(q k' / sqrt(D)) v for q (B, H, T, D), k and v (B, K, S, D), the fastest way; the last
     query sees all S keys, each query before it one less."""
     T, S = q.size(2), k.size(2)
-    if q.device.type == 'cpu' and T == S <= 512:
+    if q.device.type == 'cpu' and T == S <= 512 and not compiled_bfloat16(q):
         return attend_explicitly(q, k, v, dropout)
     mask = None
     if T not in (1, S):
@@ -126,8 +126,18 @@ def attend(q, k, v, dropout=0.0):
                                           enable_gqa=q.size(1) != k.size(1))
 
 
+def compiled_bfloat16(q):
+    """Whether torch's compiler makes bfloat16 code: with RoPE and heads of 64 channels the keys'
+    gradient of the explicit form is then NaN on some Intel CPUs; SDPA's is not."""
+    return torch.compiler.is_compiling() and q.dtype == torch.bfloat16
+
+
 def attend_explicitly(q, k, v, dropout=0.0):
-    """The same for T = S, step by step: on a CPU SDPA's backward pass is slower for short texts."""
+    """The same for T = S, step by step: on a CPU SDPA's backward pass is slower for short texts.
+
+    scores = q k' / sqrt(D) + mask, (B H, T, T), where the mask is -inf for keys in the future and
+    else 0, so that the softmax gives those no weight.
+    """
     B, H, T, D = q.shape
     k, v = (x.repeat_interleave(H // x.size(1), dim=1).reshape(B * H, T, D) for x in (k, v))
     mask = torch.full((T, T), float('-inf'), dtype=q.dtype, device=q.device).triu(1)

@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import inspect
 import math
 import textwrap
 import time
@@ -445,7 +446,7 @@ def evaluate(run, record, say):
     if tokenizer:
         text = machine.on_rank_0(sample, run.model, tokenizer, run.options.seed + progress.step)
         machine.on_rank_0(journal.write_sample, run.folder, progress.step, text)
-        say(text)
+        say(text or '')  # of rank 0 alone
     bits_text = f', {bits:.4f} bits per byte' if bits else ''
     say(f'step {progress.step:,}: validation loss {loss:.4f}{bits_text}')
     return best
@@ -554,7 +555,9 @@ def distribute(model, machine):
         model.compile()
     if machine.world == 1:
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False)
+    known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed the option
+    name = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
+    return DistributedDataParallel(model, **{name: False})
 
 
 def is_due(step, first_step, interval):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import config
+import folio.options
 import prepare
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -19,12 +19,19 @@ ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A folder that stands for the repository's, with a small corpus called tiny."""
-    monkeypatch.setattr(config, 'ROOT', tmp_path)
+    monkeypatch.setattr(folio.options, 'ROOT', tmp_path)
     monkeypatch.delenv('DATA_MIRROR', raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'tiny.txt').write_text(TEXT, encoding='utf-8')
     prepare.main(['--input=tiny.txt', '--tokenizer=char', '--name=tiny'])
     return tmp_path
+
+
+def without_made_files(folder, names):
+    """What is not copied: prepared data and compiled files."""
+    prepared = [name for name in names if Path(folder, name).is_dir()] if folder.endswith(
+        'data') else []
+    return prepared + ['__pycache__']
 
 
 @pytest.fixture(scope='session')
@@ -33,9 +40,8 @@ def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp('folio')
     for path in REPOSITORY.glob('*.py'):
         shutil.copy(path, folder)
-    for name in ('config', 'data'):
-        shutil.copytree(REPOSITORY / name, folder / name,
-                        ignore=lambda _, names: [n for n in names if n.endswith(('.bin', '.json'))])
+    for name in ('folio', 'tools', 'config', 'data', 'docs'):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=without_made_files)
     (folder / 'tiny.txt').write_text(TEXT, encoding='utf-8')
     return folder
 

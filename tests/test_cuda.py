@@ -4,16 +4,16 @@ import pytest
 import torch
 from conftest import TINY
 
-import run
 import sample
 import train
+from folio.journal import read_log
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
 ON_GPU = [argument for argument in TINY if not argument.startswith(('--device', '--dtype'))]
 
 
 def losses(folder):
-    return [record['train_loss'] for record in run.read_log(folder)]
+    return [record['train_loss'] for record in read_log(folder)]
 
 
 @pytest.mark.parametrize('dtype, tolerance', [

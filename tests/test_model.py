@@ -7,14 +7,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, GPTConfig, KVCache, attend_explicitly, cross_entropy, draw
+from model import (
+    GPT,
+    MLP,
+    GPTConfig,
+    KVCache,
+    attend_explicitly,
+    cross_entropy,
+    draw_tokens,
+    from_checkpoint,
+)
 
 SMALL = dict(vocab_size=50, block_size=16, n_layer=2, n_head=4, n_embd=32)
 SHAPES = [dict(zip(('position', 'norm', 'mlp', 'n_kv_head', 'qk_norm', 'bias', 'tied'), values,
                    strict=True))
           for values in itertools.product(('learned', 'rope', 'none'), ('layernorm', 'rmsnorm'),
-                                          ('gelu', 'swiglu', 'relu2', 'none'), (None, 1, 2),
-                                          (True, False), (True, False), (True, False))][::5]
+                                          ('gelu', 'gelu_erf', 'swiglu', 'relu2', 'none'),
+                                          (None, 1, 2), *3 * [(True, False)])][::7]
 BIGRAM = dict(n_layer=0, position='none', tied=False)
 
 
@@ -74,7 +83,7 @@ def test_the_loss_is_the_mean_cross_entropy_and_ignores_minus_one():
 
 def test_a_bigram_sees_one_token_only():
     model, idx = make(**BIGRAM), some_ids(1, 8)
-    assert torch.allclose(model(idx)[:, -1], model(idx[:, -1:])[:, -1])
+    assert torch.allclose(model(idx)[:, -1], model(idx[:, -1:])[:, -1], atol=1e-5)
 
 
 def test_grouped_queries_with_as_many_groups_as_heads_are_multi_head_attention():
@@ -96,6 +105,62 @@ def test_rope_makes_attention_depend_on_distances_alone():
     rope, x = make(block_size=16).rope, torch.randn(1, 6, 32)
     near, far = (attention(x, rope[:, start:start + 6], None) for start in (0, 9))
     assert torch.allclose(near, far, atol=1e-4)
+
+
+@pytest.mark.parametrize('kind, values', [  # of -2, -0.5, 0, 1
+    ('gelu', [-0.045402, -0.154286, 0, 0.841192]),
+    ('gelu_erf', [-0.045500, -0.154269, 0, 0.841345]),
+    ('relu2', [0, 0, 0, 1]), ('swiglu', [-0.238406, -0.188770, 0, 0.731059])])
+def test_each_activation_computes_its_formula(kind, values):
+    mlp, x = make(mlp=kind).blocks[0].mlp, torch.tensor([[-2.0, -0.5, 0.0, 1.0]])
+    if kind == 'swiglu':  # the gate is x, what it lets through 1
+        x = torch.cat((x, torch.ones_like(x)), dim=1)
+    assert mlp.activate(x)[0].tolist() == pytest.approx(values, abs=1e-5)
+
+
+def test_swiglu_has_as_many_weights_as_the_others_up_to_a_multiple_of_8():
+    sizes = [GPTConfig(**SMALL | {'mlp': mlp}).resolved().n_inner for mlp in ('swiglu', 'relu2')]
+    assert sizes == [88, 128] and 88 * 3 >= 128 * 2 > 80 * 3
+
+
+def test_dropout_is_where_gpt2_has_it():
+    model, idx = make(dropout=0.5).train(), some_ids(1, 9)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        dropped = model(idx)
+        for part in ('dropout', 'blocks.0.dropout', 'blocks.0.attention.dropout'):
+            owner, _, name = part.rpartition('.')
+            owner = model.get_submodule(owner)
+            kept = getattr(owner, name)
+            setattr(owner, name, 0.0 if isinstance(kept, float) else torch.nn.Identity())
+            torch.manual_seed(3)
+            assert not torch.allclose(model(idx), dropped), f'{part} drops nothing'
+            setattr(owner, name, kept)
+
+
+def test_a_model_comes_back_from_a_checkpoints_dict_in_eval_mode():
+    model = make(dropout=0.1, position='learned').train()
+    state = {'model': model.state_dict(), 'config': vars(model.config) | {'seed': 7}}
+    again = from_checkpoint(state)
+    assert not again.training and again.config.dropout == 0
+    assert torch.equal(again(some_ids(2, 8)), model.eval()(some_ids(2, 8)))
+
+
+def test_stacked_matrices_are_those_of_qkv_and_of_swiglu():
+    model = GPT(GPTConfig(**SMALL | {'n_kv_head': 2, 'mlp': 'swiglu', 'n_inner': 24}))
+    heights = model.stacked_matrices()
+    assert heights['blocks.1.attention.qkv.weight'] == [32, 16, 16]
+    assert heights['blocks.0.mlp.up.weight'] == [24, 24] and len(heights) == 4
+    for name, rows in heights.items():
+        assert sum(rows) == len(model.get_parameter(name))
+    assert len(make(mlp='relu2').stacked_matrices()) == 2
+
+
+def test_an_unknown_activation_is_refused_by_the_mlp_itself():
+    config = GPTConfig(**SMALL).resolved()
+    config.mlp = 'relu3'
+    with pytest.raises(ValueError, match='relu3'):
+        MLP(config)
 
 
 def test_gpt2_has_its_number_of_parameters():
@@ -155,6 +220,7 @@ def test_explicit_attention_and_sdpa_are_the_same(heads, key_heads):
     ({'n_kv_head': 3}, 'n_head=4 is not divisible by n_kv_head=3'),
     ({'n_embd': 36, 'n_head': 4}, 'even head size'), ({'dropout': 1.0}, 'dropout'),
     ({'block_size': 0}, 'block_size'), ({'vocab_size': None}, 'vocab_size'),
+    ({'n_layer': -1}, 'n_layer=-1'), ({'mlp': 'relu3'}, 'mlp=relu3'),
 ])
 def test_an_impossible_shape_is_named(shape, message):
     with pytest.raises(ValueError, match=message):
@@ -194,7 +260,7 @@ def test_ids_at_or_above_the_vocabulary_are_never_drawn():
 
 def draws(logits, n=4000, **options):
     generator = torch.Generator().manual_seed(0)
-    return draw(torch.tensor([logits]).expand(n, -1), generator=generator, **options)
+    return draw_tokens(torch.tensor([logits]).expand(n, -1), generator=generator, **options)
 
 
 PROBS = [0.4, 0.3, 0.2, 0.1]

@@ -1,28 +1,35 @@
 """The trainer: exact where it promises to be, and clear where it can't go on."""
 
+import copy
 import dataclasses
 import json
 import math
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ENVIRONMENT, REPOSITORY, TINY
+from hypothesis import given
+from hypothesis import strategies as st
 
-import machine
 import prepare
-import run
 import train
-from config import parse
-from corpus import open_corpus
+from folio import checkpoint, machine
+from folio.cli import UserError
+from folio.journal import read_log
+from folio.optim import make_optimizers
+from folio.options import parse
 from model import GPT
-from optim import make_optimizers
-from script import UserError
+from prepare import open_corpus
+from tools import measure
+from train import Progress, rate_factor, sequences_after, sequences_in_step, time_limit
 
 CPU = machine.Machine(torch.device('cpu'))
 RAMP = ['--warmup_tokens=300', '--batch_size=8', '--batch_size_start=2', '--batch_ramp_tokens=400']
@@ -40,16 +47,25 @@ def options_of(*argv):
     return parse(train.TrainConfig, [*TINY, *argv])[0]
 
 
+def one_step(model, tokens, options, where, progress):
+    """One train_step of a fresh optimizer; returns (loss, norm of the gradient)."""
+    scaler = torch.amp.GradScaler('cpu', enabled=False)
+    optimizers = make_optimizers(model, options, torch.float32)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group['lr'] = group['peak_lr']
+    return train.train_step(model, optimizers, scaler, tokens, options, where, progress).tolist()
+
+
 CONFIGURATIONS = sorted((REPOSITORY / 'config').glob('**/*.py'))
 
 
 @pytest.mark.parametrize('path', CONFIGURATIONS, ids=lambda path: path.stem)
 def test_each_configuration_is_a_run_that_can_be(path):
-    options, _ = parse(train.TrainConfig, [str(path)] if path.stem != '__init__' else [])
-    train.check(options)
+    options, _ = parse(train.TrainConfig, [str(path)])
+    train.check_batches(options)
     with torch.device('meta'):
         model = GPT(dataclasses.replace(options, vocab_size=options.vocab_size or 65))
-        make_optimizers(model, options)
+        make_optimizers(model, options, torch.float32)
     many = range(2 * options.block_size)
     train.check_sizes(options, many, many, world=1)
 
@@ -67,26 +83,197 @@ def test_a_step_takes_the_same_windows_for_any_processes_and_micro_batches(
         return original(tokens, first, count, *rest)
     original = train.get_batch
     monkeypatch.setattr(train, 'get_batch', get_batch)
+    options.micro_batch_size = micro
     for rank in range(world):
-        model = GPT(options)
-        train.train_step(model, make_optimizers(model, options),
-                         torch.amp.GradScaler('cpu', enabled=False), tokens, options,
-                         dataclasses.replace(CPU, rank=rank, world=world),
-                         {'step': 3, 'sequences': 24}, micro)
+        one_step(GPT(options), tokens, options, dataclasses.replace(CPU, rank=rank, world=world),
+                 Progress(step=3, sequences=24))
     assert taken == list(range(24, 32))
 
 
 def test_dropout_is_another_in_each_step_micro_step_and_rank(home, monkeypatch):
-    options, seeds = options_of('--vocab_size=40', '--dropout=0.1'), []
+    options, seeds = options_of('--vocab_size=40', '--dropout=0.1', '--micro_batch_size=2'), []
     tokens, model = open_corpus('tiny')[0], GPT(options)
     monkeypatch.setattr(torch, 'manual_seed', seeds.append)
     for step in range(3):
         for rank in range(2):
-            train.train_step(model, make_optimizers(model, options),
-                             torch.amp.GradScaler('cpu', enabled=False), tokens, options,
-                             machine.Machine(torch.device('cpu'), rank=rank),
-                             {'step': step, 'sequences': 0}, 2)
+            one_step(model, tokens, options, dataclasses.replace(CPU, rank=rank),
+                     Progress(step=step))
     assert len(seeds) == len(set(seeds)) == 3 * 2 * 2
+
+
+def test_targets_are_the_inputs_one_token_later(home):
+    options, tokens = options_of('--vocab_size=40'), open_corpus('tiny')[0]
+    x, y = train.get_batch(tokens, 5, 3, options, torch.device('cpu'))
+    assert x.shape == y.shape == (3, 16) and torch.equal(x[:, 1:], y[:, :-1])
+    start = train.window_starts([5], len(tokens), 16, options.seed)[0]
+    assert x[0].tolist() == tokens.read(start, 16).tolist()
+    assert y[0, -1] == tokens.read(start + 16, 1)[0]
+
+
+@pytest.mark.parametrize('clip', [0.0, 0.01])
+def test_a_long_gradient_is_clipped_and_the_step_is_the_one_by_hand(home, clip):
+    argv = ['--vocab_size=40', '--optimizer=adamw', f'--grad_clip={clip}', '--beta1=0',
+            '--beta2=0', '--weight_decay=0']
+    options, tokens, steps = options_of(*argv), open_corpus('tiny')[0], []
+    model = GPT(options)
+    twin = copy.deepcopy(model)
+    x, y = train.get_batch(tokens, 0, 4, options, torch.device('cpu'))
+    twin(x, y).backward()
+    expected = torch.cat([p.grad.flatten() for p in twin.parameters()])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, 'update_weights', lambda *rest: steps.append(
+            torch.cat([p.grad.flatten() for p in model.parameters()])))
+        _, norm = one_step(model, tokens, options, CPU, Progress())
+    assert norm == pytest.approx(expected.norm().item(), rel=1e-5)
+    by_hand = expected * (clip / (norm + 1e-6) if clip else 1)
+    assert torch.allclose(steps[0], by_hand, atol=1e-8, rtol=1e-4)
+
+
+# --- the order of the windows --------------------------------------------------------------------
+
+@given(st.integers(1, 500), st.integers(0, 2**64 - 1))
+def test_a_permutation_takes_each_index_to_its_own_place(n, key):
+    places = train.permute(np.arange(n), n, np.full(n, key, np.uint64))
+    assert sorted(places.tolist()) == list(range(n))
+
+
+@given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 19), st.integers(0, 1000))
+def test_every_window_comes_once_an_epoch(n, block_size, extra, seed):
+    n_tokens = (n + 1) * block_size + extra % block_size
+    for epoch in range(3):
+        index = np.arange(epoch * n, (epoch + 1) * n)
+        starts = train.window_starts(index, n_tokens, block_size, seed)
+        assert len(set(starts % block_size)) == 1
+        assert sorted((starts // block_size).tolist()) == list(range(n))
+        assert starts.min() >= 0 and starts.max() + block_size < n_tokens
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    def order(seed, epoch):
+        index = np.arange(epoch * 100, epoch * 100 + 100)
+        return train.window_starts(index, 101 * 8, 8, seed).tolist()
+    orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(map(tuple, orders))) == 4
+
+
+def test_neighbours_in_the_order_are_no_neighbours_in_the_text():
+    places = train.window_starts(np.arange(10_000), 10_001 * 4, 4, seed=3) // 4
+    assert abs(np.corrcoef(places[:-1], places[1:])[0, 1]) < 0.05
+    assert abs(np.corrcoef(places, np.arange(10_000))[0, 1]) < 0.05
+
+
+def test_the_order_is_the_same_for_ever():
+    starts = train.window_starts(np.arange(6), 1000, 8, seed=1337).tolist()
+    again = [train.window_starts([i], 1000, 8, seed=1337)[0] for i in (5, 4, 3, 2, 1, 0)]
+    assert starts == again[::-1]
+
+
+def test_epochs_start_at_offsets_of_their_own():
+    offsets = {int(train.window_starts([epoch * 100], 101 * 8, 8, seed=2)[0]) % 8
+               for epoch in range(40)}
+    assert len(offsets) > 5
+
+# --- the learning rate, and the size of the batch ------------------------------------------------
+
+def walk(options, steps):
+    """The sequences before each step and after the last, one step at a time."""
+    sequences = [0]
+    for _ in range(steps):
+        sequences.append(sequences[-1] + sequences_in_step(options, sequences[-1]))
+    return sequences
+
+
+RAMPS = [(1, 8, 1), (1, 8, 999), (4, 12, 5000), (2, 64, 33333), (8, 8, 700), (3, 6, 96)]
+
+
+@pytest.mark.parametrize('start, most, tokens', RAMPS)
+def test_the_batch_rises_linearly_in_multiples_of_its_start(start, most, tokens):
+    options = options_of(f'--batch_size={most}', f'--batch_size_start={start}',
+                         f'--batch_ramp_tokens={tokens}')
+    for sequences in walk(options, 300):
+        size = sequences_in_step(options, sequences)
+        line = start + (most - start) * min(1, sequences * 16 / tokens)
+        assert size % start == 0 and size <= line < size + start
+        assert sequences * 16 < tokens or size == most
+
+
+@pytest.mark.parametrize('start, most, tokens', RAMPS)
+def test_the_sequences_after_any_step_are_those_of_a_walk(start, most, tokens):
+    options = options_of(f'--batch_size={most}', f'--batch_size_start={start}',
+                         f'--batch_ramp_tokens={tokens}')
+    counts = walk(options, 300)
+    assert [sequences_after(options, step) for step in range(301)] == counts
+
+
+def test_the_warmup_counts_tokens_and_the_cosine_goes_along_them():
+    options = options_of('--learning_rate=1', '--min_lr=0.1', '--batch_size=8', '--max_steps=200',
+                         '--batch_size_start=2', '--batch_ramp_tokens=3000',
+                         '--warmup_tokens=1000')
+    counts = walk(options, 200)
+    for step, (before, after) in enumerate(zip(counts, counts[1:], strict=False)):
+        share = rate_factor(options, Progress(step, before, 0.0))
+        if after * 16 < 1000:
+            assert share == pytest.approx(after * 16 / 1000)
+        else:
+            progress = max(0, (before * 16 - 1000) / (counts[-1] * 16 - 1000))
+            assert share == pytest.approx(0.55 + 0.45 * math.cos(math.pi * progress))
+    assert rate_factor(options, Progress(200, counts[-1], 0.0)) == pytest.approx(0.1)
+
+
+def test_the_rate_rises_linearly_and_falls_as_a_cosine():
+    options = options_of('--learning_rate=1', '--min_lr=0.1', '--warmup_steps=10',
+                         '--max_steps=110')
+    rates = [rate_factor(options, Progress(step, 4 * step, 0.0)) for step in range(111)]
+    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert rates[10] == 1 and rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_without_max_steps_the_rate_follows_the_clock():
+    options = options_of('--max_seconds=100')
+    assert rate_factor(options, Progress(50, 200, 0.0)) == 1
+    assert rate_factor(options, Progress(50, 200, 50.0)) == pytest.approx(0.5)
+    assert rate_factor(options, Progress(10**6, 4 * 10**6, 200.0)) == pytest.approx(0)
+
+
+@pytest.mark.parametrize('given, limit', [
+    ([], 150), (['--max_steps=9'], math.inf), (['--max_seconds=7', '--max_steps=9'], 7)])
+def test_a_run_without_a_length_takes_150_seconds(given, limit):
+    assert time_limit(options_of(*given)) == limit
+
+
+# --- evaluation ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('limit, block_size', [(None, 16), (2, 16), (17, 16), (18, 16), (100, 7)])
+def test_validation_and_the_measuring_tool_give_the_same_number(home, limit, block_size):
+    val, meta = open_corpus('tiny')[1:]
+    model = GPT(options_of('--vocab_size=40', f'--block_size={block_size}'))
+    token_bytes = torch.ones(40, dtype=torch.int64)
+    loss, bits = train.validate(model, val, CPU, limit, token_bytes)
+    numbers = measure.summary(measure.measure(model, val, CPU, limit, token_bytes)[0])
+    assert loss == pytest.approx(numbers['loss'], abs=1e-6)
+    assert bits == pytest.approx(numbers['bits_per_byte'], abs=1e-6)
+    assert model.training
+
+
+def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_vocabulary(home):
+    val, model = open_corpus('tiny')[1], GPT(options_of('--vocab_size=64', '--tied=False'))
+    torch.nn.init.zeros_(model.lm_head.weight)
+    loss, bits = train.validate(model, val, CPU, None, torch.full((64,), 2))
+    assert loss == pytest.approx(math.log(64)) and bits == pytest.approx(3)
+    assert train.validate(model, val, CPU)[1] is None
+
+
+def test_the_shares_of_the_processes_add_up_to_the_whole(home):
+    val, model = open_corpus('tiny')[1], GPT(options_of('--vocab_size=40'))
+    sums, whole = [], train.validate(model, val, CPU, None, torch.ones(40))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine.dist, 'all_reduce', lambda tensor, *rest: sums.append(tensor.clone()))
+        for rank in range(3):
+            train.validate(model, val, dataclasses.replace(CPU, rank=rank, world=3), None,
+                           torch.ones(40))
+    nats, n_bytes = sum(sums).tolist()
+    assert nats / (len(val) - 1) == pytest.approx(whole[0]) and n_bytes == len(val) - 1
 
 
 # --- whole runs ----------------------------------------------------------------------------------
@@ -94,7 +281,7 @@ def test_dropout_is_another_in_each_step_micro_step_and_rank(home, monkeypatch):
 def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
     train.main([*TINY, '--max_steps=30', '--eval_interval=10', '--learning_rate=1e-2'])
     folder, printed = home / 'out' / 'tiny', capsys.readouterr().out
-    records = run.read_log(folder)
+    records = read_log(folder)
     assert [r['step'] for r in records] == list(range(1, 31))
     assert [r['step'] for r in records if 'val_loss' in r] == [10, 20, 30]
     assert records[-1]['tokens'] == 30 * 4 * 16
@@ -126,7 +313,7 @@ def test_a_resumed_run_has_bit_for_bit_the_weights_of_an_uninterrupted_one(home,
     assert 0 < stopped < 12
     train.main(['--out_dir=parts', '--resume=True', '--max_seconds=None'])
     assert equal(weights(home / 'whole'), weights(home / 'parts'))
-    whole, parts = run.read_log(home / 'whole'), run.read_log(home / 'parts')
+    whole, parts = read_log(home / 'whole'), read_log(home / 'parts')
     assert ([(r['step'], r['train_loss']) for r in whole]
             == [(r['step'], r['train_loss']) for r in parts])
 
@@ -145,7 +332,7 @@ def test_micro_batches_change_the_weights_by_rounding_only(home):
 
 
 def test_a_validation_loss_that_is_not_finite_is_not_saved(home, monkeypatch):
-    monkeypatch.setattr(train, 'measure', lambda *rest: torch.tensor([[math.nan, 1, 1, 0, 0]]))
+    monkeypatch.setattr(train, 'validate', lambda *rest: (math.nan, None))
     with pytest.raises(UserError, match='step 2: the validation loss is nan'):
         train.main([*TINY, '--max_steps=2'])
     assert not (home / 'out/tiny/ckpt.pt').exists()
@@ -187,8 +374,8 @@ def test_a_longer_log_than_the_checkpoint_is_cut_on_resume(home):
     with open(folder / 'log.jsonl', 'a') as log:
         log.write('{"step": 5, "tokens": 320, "train_loss": 9.0}\n{"step": 6, "tok')
     train.main([*TINY, '--max_steps=6', '--resume=True'])
-    assert [r['step'] for r in run.read_log(folder)] == [1, 2, 3, 4, 5, 6]
-    assert all(r['train_loss'] != 9.0 for r in run.read_log(folder))
+    assert [r['step'] for r in read_log(folder)] == [1, 2, 3, 4, 5, 6]
+    assert all(r['train_loss'] != 9.0 for r in read_log(folder))
 
 
 def test_the_sample_of_each_evaluation_is_kept_with_its_step(home, capsys, monkeypatch):
@@ -198,8 +385,8 @@ def test_the_sample_of_each_evaluation_is_kept_with_its_step(home, capsys, monke
     samples = re.split(r'(?m)^step (\d+)\n', whole.decode())
     assert samples[1::2] == ['2', '4', '6']
     assert all(text.startswith('    ') and text in printed for text in samples[2::2])
-    saves, save_run = [], train.save_run
-    monkeypatch.setattr(train, 'save_run', lambda *rest: saves or save_run(*rest))
+    saves, save = [], train.save
+    monkeypatch.setattr(train, 'save', lambda *rest: saves or save(*rest))
     train.main([*argv, '--max_steps=2', '--out_dir=parts'])
     saves.append('dies before it saves')
     train.main(['--out_dir=parts', '--resume=True', '--max_steps=4'])
@@ -268,7 +455,7 @@ def test_init_from_refuses_another_tokenizer_with_both_names(home):
     (['--block_size=9000'], 'too short for block_size=9000'),
     (['--dataset=nothing'], 'no data set or recipe is called nothing'),
     (['--init_from=nowhere'], 'nowhere: there is no such checkpoint'),
-    (['--init_from=resume'], '--resume=True'),
+    (['--init_from=resume'], '--resume=True'), (['--init_from=out/tiny'], 'name another out_dir'),
     (['--init_from=tiny.txt'], 'tiny.txt is no whole checkpoint'),
     (['--dtype=float16'], 'float16 does not work on a CPU'),
     (['--device=cuda:7'], 'device=cuda:7 does not work here'),
@@ -308,18 +495,100 @@ def test_a_compiler_that_fails_is_named_or_with_auto_passed_over(monkeypatch, ca
     assert 'no C++ compiler' in capsys.readouterr().out
 
 
+# --- what is kept --------------------------------------------------------------------------------
+
+def test_best_pt_is_the_model_of_the_lowest_loss_only(home, monkeypatch):
+    losses = iter([3.0, 2.0, 2.5])
+    monkeypatch.setattr(train, 'validate', lambda *rest: (next(losses), None))
+    train.main([*TINY, '--max_steps=6', '--eval_interval=2'])
+    assert torch.load('out/tiny/best.pt', weights_only=True)['step'] == 4
+    state = torch.load('out/tiny/ckpt.pt', weights_only=True)
+    assert (state['step'], state['best_loss']) == (6, 2.0)
+
+
+def test_tokens_per_second_are_those_of_the_steps_without_the_evaluation(home, monkeypatch):
+    clock = iter(range(10 ** 6))
+    monkeypatch.setattr(train.time, 'perf_counter', lambda: next(clock))
+    train.main([*TINY, '--max_steps=40', '--eval_interval=20', '--log_interval=10'])
+    speeds = [record['tokens_per_second'] for record in read_log(home / 'out/tiny')]
+    assert speeds[15] == round(10 * 4 * 16 / 21)  # two looks a step, and one for the report
+    assert speeds[-1] == speeds[25] == speeds[15]
+
+
+@pytest.mark.parametrize('name', ['ckpt.pt', 'best.pt', 'log.jsonl'])
+def test_a_folder_with_anything_of_a_run_is_moved_away(home, capsys, name):
+    (home / 'run').mkdir()
+    (home / 'run' / name).write_text('{}')
+    train.main([*TINY, '--max_steps=1', '--out_dir=run'])
+    assert (home / 'run.1' / name).read_text() == '{}'
+    assert 'run.1' in capsys.readouterr().out
+
+
+def test_resuming_where_there_is_only_a_best_pt_says_so_and_moves_it_away(home, capsys):
+    train.main([*TINY, '--max_steps=1', '--out_dir=run'])
+    best = (home / 'run/best.pt').read_bytes()
+    (home / 'run/ckpt.pt').unlink()
+    train.main([*TINY, '--max_steps=1', '--out_dir=run', '--resume=True'])
+    assert 'there is no run/ckpt.pt to go on from: a new run starts' in capsys.readouterr().out
+    assert (home / 'run.1/best.pt').read_bytes() == best
+
+
+def test_a_run_beside_the_scripts_goes_on_from_another_folder(home, monkeypatch):
+    train.main([*TINY, '--max_steps=1', '--out_dir=out/run'])
+    (home / 'elsewhere').mkdir()
+    monkeypatch.chdir(home / 'elsewhere')
+    train.main([*TINY, '--max_steps=2', '--out_dir=out/run', '--resume=True'])
+    assert torch.load(home / 'out/run/ckpt.pt', weights_only=True)['step'] == 2
+    train.main([*TINY, '--max_steps=1', '--out_dir=out/run'])
+    assert (home / 'elsewhere/out/run/ckpt.pt').exists()
+
+
+def test_ranks_that_stand_at_different_steps_are_an_error(home, monkeypatch):
+    def other_rank(values, *rest):  # is at step 7
+        values.copy_(torch.maximum(values, torch.tensor([7, -7], dtype=values.dtype)))
+    monkeypatch.setattr(machine.dist, 'all_reduce', other_rank)
+    two = dataclasses.replace(CPU, world=2)
+    two.check_same_on_ranks(7, 'step')
+    with pytest.raises(UserError, match='from 5 to 7 as the step'):
+        two.check_same_on_ranks(5, 'step')
+
+
+def test_a_checkpoint_a_data_set_and_a_configuration_of_old_still_work(home):
+    old = REPOSITORY / 'tests' / 'old'
+    for name, folder in (('ckpt.pt', 'run'), ('train.bin', 'data/mini'), ('val.bin', 'data/mini'),
+                         ('meta.json', 'data/mini'), ('config.py', '.')):
+        (home / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(old / name, home / folder)
+    assert train.main(['config.py']) == 0
+    state = torch.load('run/ckpt.pt', weights_only=True)
+    assert state['step'] == 8 and state['config']['n_embd'] == 8
+    assert [record['step'] for record in read_log(home / 'run')] == [5, 6, 7, 8]
+
+
+@pytest.mark.slow
+def test_the_default_shape_trains_with_the_real_compiler(home, capsys):
+    source = (REPOSITORY / 'train.py').read_text(encoding='utf-8') * 40
+    (home / 'source.txt').write_text(source, encoding='utf-8')
+    prepare.main(['--input=source.txt', '--tokenizer=byte', '--name=source'])
+    train.main(['--dataset=source', '--compile=True', '--dtype=bfloat16', '--device=cpu',
+                '--max_steps=4', '--eval_tokens=2000', '--log_interval=1', '--warmup_steps=0'])
+    losses = [record['train_loss'] for record in read_log(home / 'out/source')]
+    assert 'bfloat16, compiled' in capsys.readouterr().out
+    assert len(losses) == 4 and losses[-1] < losses[0]
+
+
 # --- checkpoints ---------------------------------------------------------------------------------
 
 def test_a_save_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'ckpt.pt'
-    run.save({'step': 1}, path)
+    checkpoint.save({'step': 1}, path)
 
     def full(state, file):
         file.write(b'half')
         raise RuntimeError('PytorchStreamWriter failed writing file data/1\nmore')
     monkeypatch.setattr(torch, 'save', full)
     with pytest.raises(UserError, match='could not be saved .*: PytorchStreamWriter.*untouched'):
-        run.save({'step': 2}, path)
+        checkpoint.save({'step': 2}, path)
     assert torch.load(path, weights_only=True) == {'step': 1} and len(list(tmp_path.iterdir())) == 1
 
 
@@ -330,10 +599,10 @@ def test_a_cut_or_foreign_checkpoint_is_refused(home):
                              (b'hello', 'no whole')):
         (home / 'some.pt').write_bytes(content)
         with pytest.raises(UserError, match=message):
-            run.load('some.pt')
+            checkpoint.load('some.pt')
     torch.save({'weights': 1}, 'some.pt')
     with pytest.raises(UserError, match='not a checkpoint of train.py'):
-        run.load('some.pt')
+        checkpoint.load('some.pt')
 
 
 def test_a_checkpoint_with_code_is_not_run(home):
@@ -343,7 +612,7 @@ def test_a_checkpoint_with_code_is_not_run(home):
     state = {'model': Evil(), 'config': {}, 'tokenizer': None}
     (home / 'some.pt').write_bytes(pickle.dumps(state, protocol=2))
     with pytest.raises(UserError, match='pickled code, which is not run'):
-        run.load('some.pt')
+        checkpoint.load('some.pt')
     assert not (home / 'evil').exists()
 
 
@@ -399,10 +668,10 @@ train.main(sys.argv[1:])
     process.communicate(timeout=60)
     path = checkout / 'killed' / 'ckpt.pt'
     assert process.returncode == 9 and (checkout / 'killed' / 'ckpt.pt.tmp').exists()
-    assert run.load(path)['step'] == 4
+    assert checkpoint.load(path)['step'] == 4
     process = prepared('train.py', *argv, '--resume=True', '--max_steps=7')
     assert process.wait(timeout=60) == 0, process.stderr.read()
-    assert run.load(path)['step'] == 7
+    assert checkpoint.load(path)['step'] == 7
 
 
 @pytest.mark.parametrize('more', [[], RAMP], ids=['constant', 'ramp'])
@@ -417,7 +686,7 @@ def test_two_processes_train_what_one_does(prepared, checkout, more):
     assert out.count('best validation loss') == 1 and 'Warning' not in err.replace('OMP', '')
     one, two = weights(checkout / 'one'), weights(checkout / 'two')
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
-    for a, b in zip(run.read_log(checkout / 'one'), run.read_log(checkout / 'two'), strict=True):
+    for a, b in zip(read_log(checkout / 'one'), read_log(checkout / 'two'), strict=True):
         assert a['train_loss'] == pytest.approx(b['train_loss'], abs=1e-5)
         assert a.get('val_loss') == pytest.approx(b.get('val_loss'), abs=1e-4)
         assert (a['tokens'], a['lr']) == (b['tokens'], b['lr'])
@@ -426,15 +695,16 @@ def test_two_processes_train_what_one_does(prepared, checkout, more):
 TWO = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
 
 
-def test_two_processes_keep_the_same_weights_by_the_clock(prepared, checkout):
+def test_two_processes_keep_the_same_rates_by_the_clock(prepared, checkout):
     (checkout / 'watched.py').write_text('''
-import os, sys, torch, train
-original = train.train_step
+import os, sys, itertools, torch, train
+original, clock = train.train_step, itertools.count(0, 0.01 * (1 + int(os.environ['RANK'])))
 def watched(runner, optimizers, *rest):
     with open(f'rates.{os.environ["RANK"]}', 'a') as file:
         print([g['lr'] for o in optimizers for g in o.param_groups], file=file)
     return original(runner, optimizers, *rest)
 train.train_step = watched
+train.time.perf_counter = lambda: next(clock)  # each look is a hundredth later, or two
 train.main(sys.argv[1:])
 ''')
     process = prepared(*TWO, 'watched.py', *TINY, '--max_seconds=1', '--eval_interval=3',
@@ -453,7 +723,7 @@ def test_a_signal_to_torchrun_saves_in_all_processes_alike(prepared, checkout):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert 'stopped by a signal' in out, err
-    assert run.load(checkout / 'preempted' / 'ckpt.pt')['step'] >= 5
+    assert checkpoint.load(checkout / 'preempted' / 'ckpt.pt')['step'] >= 5
 
 
 def test_what_rank_0_cannot_write_ends_both_with_one_line(prepared, checkout):
@@ -504,6 +774,6 @@ def test_a_resumed_run_goes_on_with_the_same_run_of_wandb(home, monkeypatch):
 def test_without_a_project_nothing_is_sent(home, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)  # as if it were not installed
     train.main([*TINY, '--max_steps=1', '--out_dir=run'])
-    assert run.load('run/ckpt.pt')['wandb'] is None
+    assert checkpoint.load('run/ckpt.pt')['wandb'] is None
     with pytest.raises(UserError, match='wandb_project: pip install wandb'):
         train.main([*TINY, '--max_steps=1', '--out_dir=other', '--wandb_project=folio'])

@@ -1,13 +1,15 @@
 """Options: their types, their order, their errors."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 
-import script
-from config import Text, parse
-from script import UserError
+import folio.options
+from folio import cli
+from folio.cli import UserError
+from folio.options import InPath, OutPath, Text, parse
 
 
 @dataclass
@@ -23,6 +25,10 @@ class Options:
     start: Text = ''  # from where
     path: str = ''  # to where
     from_: str | None = None  # of whom
+    made: OutPath | None = None  # a new folder
+    read: list[InPath] = field(default_factory=list)  # old ones
+    part: Annotated[float | None, '>= 0', '< 1'] = None  # between
+    silent: int = 0
 
 
 @pytest.mark.parametrize('argument, name, value', [
@@ -91,5 +97,53 @@ def test_only_rank_0_prints_what_all_ranks_get_wrong(monkeypatch):
     for rank, code in (('0', 'error: wrong'), ('1', 1)):
         monkeypatch.setenv('RANK', rank)
         with pytest.raises(SystemExit) as stop:
-            script.run(fails)
+            cli.run(fails)
         assert stop.value.code == code
+
+
+@pytest.mark.parametrize('argument, message', [
+    ('--part=-0.1', 'part must be >= 0 and < 1, not -0.1'), ('--part=1', 'not 1.0'),
+    ('--part=nan', 'must be float or None')])
+def test_a_number_out_of_bounds_is_refused_with_its_bounds(argument, message):
+    with pytest.raises(UserError, match=message):
+        parse(Options, [argument])
+    assert parse(Options, ['--part=0'])[0].part == 0 and parse(Options, ['--part=None'])
+
+
+def test_help_shows_bounds_choices_and_options_without_a_comment(capsys):
+    with pytest.raises(SystemExit):
+        parse(Options, ['-h'])
+    lines = {line.split('=')[0].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert lines['--part'].endswith('between (>= 0, < 1)') and '--silent' in lines
+    assert lines['--kind'].endswith('which (gelu | relu2)')
+
+
+def test_paths_in_a_configuration_are_relative_to_the_scripts_and_typed_ones_stay(
+        tmp_path, monkeypatch):
+    monkeypatch.setattr(folio.options, 'ROOT', tmp_path / 'scripts')
+    file = tmp_path / 'some.py'
+    file.write_text("made, read, path = 'out/a', ['b.txt', '/c.txt'], 'd'\n")
+    options, _ = parse(Options, [str(file)])
+    assert options.made == str(tmp_path / 'scripts/out/a')
+    assert options.read == [str(tmp_path / 'scripts/b.txt'), str(Path('/c.txt'))]
+    assert options.path == 'd'
+    options, _ = parse(Options, [str(file), '--made=out/b', '--read=x,-'])
+    assert (options.made, options.read) == ('out/b', ['x', '-'])
+
+
+def test_a_path_is_found_from_where_the_user_is_or_else_beside_the_scripts(tmp_path, monkeypatch):
+    monkeypatch.setattr(folio.options, 'ROOT', tmp_path)
+    (tmp_path / 'here').mkdir()
+    (tmp_path / 'run').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    assert folio.options.find('run') == tmp_path / 'run'
+    (tmp_path / 'here/run').mkdir()
+    assert folio.options.find('run') == Path('run')
+    assert folio.options.find('nowhere') == Path('nowhere')
+
+
+def test_a_configuration_of_old_is_told_what_to_write(tmp_path):
+    file = tmp_path / 'some.py'
+    file.write_text("from config import ROOT as _ROOT\ncount = 1\n")
+    with pytest.raises(UserError, match="line 1: .*write out_dir = 'out/NAME', without an import"):
+        parse(Options, [str(file)])
