@@ -4,8 +4,6 @@ import copy
 import dataclasses
 import json
 import math
-import os
-import pickle
 import re
 import shutil
 import signal
@@ -484,17 +482,6 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(home
     assert torch.load('out/tiny/ckpt.pt', weights_only=True)['step'] == 2
 
 
-def test_a_compiler_that_fails_is_named_or_with_auto_passed_over(monkeypatch, capsys):
-    def broken(function):
-        raise RuntimeError('no C++ compiler')
-    monkeypatch.setattr(torch, 'compile', broken)
-    with pytest.raises(UserError, match='no C\\+\\+ compiler'):
-        machine.choose_compile(True, torch.device('cpu'))
-    monkeypatch.setattr(torch, 'zeros', lambda *shape, device: None)
-    assert machine.choose_compile('auto', torch.device('cuda')) is False
-    assert 'no C++ compiler' in capsys.readouterr().out
-
-
 # --- what is kept --------------------------------------------------------------------------------
 
 def test_best_pt_is_the_model_of_the_lowest_loss_only(home, monkeypatch):
@@ -543,16 +530,6 @@ def test_a_run_beside_the_scripts_goes_on_from_another_folder(home, monkeypatch)
     assert (home / 'elsewhere/out/run/ckpt.pt').exists()
 
 
-def test_ranks_that_stand_at_different_steps_are_an_error(home, monkeypatch):
-    def other_rank(values, *rest):  # is at step 7
-        values.copy_(torch.maximum(values, torch.tensor([7, -7], dtype=values.dtype)))
-    monkeypatch.setattr(machine.dist, 'all_reduce', other_rank)
-    two = dataclasses.replace(CPU, world=2)
-    two.check_same_on_ranks(7, 'step')
-    with pytest.raises(UserError, match='from 5 to 7 as the step'):
-        two.check_same_on_ranks(5, 'step')
-
-
 def test_a_checkpoint_a_data_set_and_a_configuration_of_old_still_work(home):
     old = REPOSITORY / 'tests' / 'old'
     for name, folder in (('ckpt.pt', 'run'), ('train.bin', 'data/mini'), ('val.bin', 'data/mini'),
@@ -566,6 +543,7 @@ def test_a_checkpoint_a_data_set_and_a_configuration_of_old_still_work(home):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')  # the compiler's own
 def test_the_default_shape_trains_with_the_real_compiler(home, capsys):
     source = (REPOSITORY / 'train.py').read_text(encoding='utf-8') * 40
     (home / 'source.txt').write_text(source, encoding='utf-8')
@@ -575,45 +553,6 @@ def test_the_default_shape_trains_with_the_real_compiler(home, capsys):
     losses = [record['train_loss'] for record in read_log(home / 'out/source')]
     assert 'bfloat16, compiled' in capsys.readouterr().out
     assert len(losses) == 4 and losses[-1] < losses[0]
-
-
-# --- checkpoints ---------------------------------------------------------------------------------
-
-def test_a_save_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / 'ckpt.pt'
-    checkpoint.save({'step': 1}, path)
-
-    def full(state, file):
-        file.write(b'half')
-        raise RuntimeError('PytorchStreamWriter failed writing file data/1\nmore')
-    monkeypatch.setattr(torch, 'save', full)
-    with pytest.raises(UserError, match='could not be saved .*: PytorchStreamWriter.*untouched'):
-        checkpoint.save({'step': 2}, path)
-    assert torch.load(path, weights_only=True) == {'step': 1} and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_cut_or_foreign_checkpoint_is_refused(home):
-    train.main([*TINY, '--max_steps=1'])
-    whole = (home / 'out/tiny/ckpt.pt').read_bytes()
-    for content, message in ((whole[:len(whole) // 2], 'no whole checkpoint'), (b'', 'no whole'),
-                             (b'hello', 'no whole')):
-        (home / 'some.pt').write_bytes(content)
-        with pytest.raises(UserError, match=message):
-            checkpoint.load('some.pt')
-    torch.save({'weights': 1}, 'some.pt')
-    with pytest.raises(UserError, match='not a checkpoint of train.py'):
-        checkpoint.load('some.pt')
-
-
-def test_a_checkpoint_with_code_is_not_run(home):
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(home / 'evil'),)
-    state = {'model': Evil(), 'config': {}, 'tokenizer': None}
-    (home / 'some.pt').write_bytes(pickle.dumps(state, protocol=2))
-    with pytest.raises(UserError, match='pickled code, which is not run'):
-        checkpoint.load('some.pt')
-    assert not (home / 'evil').exists()
 
 
 # --- as processes --------------------------------------------------------------------------------
@@ -632,7 +571,7 @@ def prepared(checkout, tmp_path_factory):
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_after_the_step_and_the_run_goes_on_exactly(prepared, checkout, number):
-    argv = [*TINY, '--max_steps=400', '--log_interval=1', '--eval_interval=1000', '--dropout=0.1']
+    argv = [*TINY, '--max_steps=200', '--log_interval=1', '--eval_interval=1000', '--dropout=0.1']
     name = f'{number.name}'
     process = prepared('train.py', *argv, f'--out_dir={name}')
     while 'step 5 ' not in process.stdout.readline():
@@ -642,8 +581,10 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on_exactly(prepared, che
     assert process.returncode == 128 + number and 'stopped by a signal after' in out, err
     assert f'--out_dir={name} --resume=True' in out
     stopped = torch.load(checkout / name / 'ckpt.pt', weights_only=True)['step']
-    assert 5 <= stopped < 400
-    for more in ([f'--out_dir={name}', '--resume=True'], ['--out_dir=whole']):
+    assert 5 <= stopped < 200
+    runs = [[f'--out_dir={name}', '--resume=True']]
+    runs += [] if (checkout / 'whole').exists() else [['--out_dir=whole']]
+    for more in runs:
         process = prepared('train.py', *argv, *more)
         assert process.wait(timeout=60) == 0, process.stderr.read()
     assert equal(weights(checkout / name), weights(checkout / 'whole'))
@@ -751,29 +692,3 @@ def test_json_lines_are_json(home):
     train.main([*TINY, '--max_steps=3'])
     for line in (home / 'out/tiny/log.jsonl').read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
-
-
-# --- Weights & Biases ----------------------------------------------------------------------------
-
-def test_a_resumed_run_goes_on_with_the_same_run_of_wandb(home, monkeypatch):
-    wandb = pytest.importorskip('wandb')
-    for name, value in (('MODE', 'offline'), ('SILENT', 'true')):
-        monkeypatch.setenv(f'WANDB_{name}', value)
-    train.main([*TINY, '--max_steps=2', '--out_dir=run', '--wandb_project=folio'])
-    wandb.finish()
-    number = torch.load('run/ckpt.pt', weights_only=True)['wandb']
-    train.main(['--out_dir=run', '--resume=True', '--max_steps=4'])
-    wandb.finish()
-    wandb.teardown()  # its process has written all
-    assert torch.load('run/ckpt.pt', weights_only=True)['wandb'] == number
-    logs = list((home / 'run/wandb').glob('offline-run-*/*.wandb'))
-    assert {log.parent.name.rpartition('-')[2] for log in logs} == {number}
-    assert all(b'train_loss' in log.read_bytes() for log in logs)
-
-
-def test_without_a_project_nothing_is_sent(home, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'wandb', None)  # as if it were not installed
-    train.main([*TINY, '--max_steps=1', '--out_dir=run'])
-    assert checkpoint.load('run/ckpt.pt')['wandb'] is None
-    with pytest.raises(UserError, match='wandb_project: pip install wandb'):
-        train.main([*TINY, '--max_steps=1', '--out_dir=other', '--wandb_project=folio'])

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 import pytest
 
 import folio.options
-from folio import cli
 from folio.cli import UserError
 from folio.options import InPath, OutPath, Text, parse
 
@@ -89,16 +88,6 @@ def test_help_shows_every_option_with_default_and_comment(capsys):
     text = capsys.readouterr().out
     assert stop.value.code in (None, 0)
     assert '--count=3' in text and 'how many' in text and '--from=None' in text
-
-
-def test_only_rank_0_prints_what_all_ranks_get_wrong(monkeypatch):
-    def fails(argv):
-        raise UserError('wrong')
-    for rank, code in (('0', 'error: wrong'), ('1', 1)):
-        monkeypatch.setenv('RANK', rank)
-        with pytest.raises(SystemExit) as stop:
-            cli.run(fails)
-        assert stop.value.code == code
 
 
 @pytest.mark.parametrize('argument, message', [

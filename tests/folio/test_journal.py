@@ -1,0 +1,84 @@
+"""Log, samples, curve and trackers."""
+
+import sys
+
+import pytest
+import torch
+from conftest import TINY
+
+import train
+from folio import checkpoint, journal
+from folio.cli import UserError
+
+RECORDS = [{'step': step, 'tokens': 10 * step, 'train_loss': 3 - step} for step in (1, 2, 3)]
+
+
+class Plain:
+    """Options of a run that nothing tracks."""
+    wandb_project = None
+
+
+def test_a_log_is_cut_at_the_step_where_a_run_goes_on(tmp_path):
+    journal.write_log(tmp_path, RECORDS)
+    for step in (2, 3):
+        journal.write_sample(tmp_path, step, f'    step {step}\r\n    x')
+    with open(tmp_path / 'log.jsonl', 'a') as file:
+        file.write('{"step": 3, "tok')
+    assert journal.read_log(tmp_path) == RECORDS
+    journal.open_journal(tmp_path, Plain, 2)
+    assert journal.read_log(tmp_path) == RECORDS[:2]
+    assert (tmp_path / 'samples.txt').read_bytes() == b'step 2\n    step 2\r\n    x\n'
+
+
+def test_a_tracker_gets_every_record_with_its_step(tmp_path):
+    class Tracker:
+        logged = []
+
+        def log(self, record, step):
+            self.logged.append((step, record))
+    journal.write_log(tmp_path, RECORDS, Tracker())
+    assert Tracker.logged == [(record['step'], record) for record in RECORDS]
+
+
+def test_the_curve_is_a_picture_with_the_best_marked(tmp_path):
+    records = [record | {'val_loss': loss} for record, loss in zip(RECORDS, (3, 1, 2), strict=True)]
+    journal.write_log(tmp_path, records)
+    best = journal.draw_losses(journal.make_axes(), records, 'C0', 'a', 'C1', 'b')
+    assert best['step'] == 2
+    journal.plot_losses(tmp_path)
+    assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_without_matplotlib_there_is_no_picture_and_no_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    journal.plot_losses(tmp_path)
+    assert not (tmp_path / 'loss.png').exists()
+    journal.tell_end(tmp_path, 3, 1.5, 'a signal')
+    printed = capsys.readouterr().out
+    assert 'pip install matplotlib' in printed and 'stopped by a signal after step 3' in printed
+
+
+# --- Weights & Biases ----------------------------------------------------------------------------
+
+def test_a_resumed_run_goes_on_with_the_same_run_of_wandb(home, monkeypatch):
+    wandb = pytest.importorskip('wandb')
+    for name, value in (('MODE', 'offline'), ('SILENT', 'true')):
+        monkeypatch.setenv(f'WANDB_{name}', value)
+    train.main([*TINY, '--max_steps=2', '--out_dir=run', '--wandb_project=folio'])
+    wandb.finish()
+    number = torch.load('run/ckpt.pt', weights_only=True)['wandb']
+    train.main(['--out_dir=run', '--resume=True', '--max_steps=4'])
+    wandb.finish()
+    wandb.teardown()  # its process has written all
+    assert torch.load('run/ckpt.pt', weights_only=True)['wandb'] == number
+    logs = list((home / 'run/wandb').glob('offline-run-*/*.wandb'))
+    assert {log.parent.name.rpartition('-')[2] for log in logs} == {number}
+    assert all(b'train_loss' in log.read_bytes() for log in logs)
+
+
+def test_without_a_project_nothing_is_sent(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)  # as if it were not installed
+    train.main([*TINY, '--max_steps=1', '--out_dir=run'])
+    assert checkpoint.load('run/ckpt.pt')['wandb'] is None
+    with pytest.raises(UserError, match='wandb_project: pip install wandb'):
+        train.main([*TINY, '--max_steps=1', '--out_dir=other', '--wandb_project=folio'])
