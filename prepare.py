@@ -1,4 +1,4 @@
-"""Text into token files: data/NAME/train.bin, val.bin and meta.json.
+"""Text into token files: data/NAME/train.bin, val.bin and meta.json; and those files read again.
 
     python prepare.py data/shakespeare_char.py
     python prepare.py --input=mybook.txt --tokenizer=char --name=mybook
@@ -19,52 +19,53 @@ import itertools
 import json
 import os
 import re
-import shutil
 import sys
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
-import config
-import download
-import script
-import texts
-from script import UserError, progress_bar
-from texts import at_words, documents, grouped, input_files, separated
-from tokenizer import Tokenizer, code_points, name_of, tiktoken_spec
+import folio.options
+from folio import texts
+from folio.cli import UserError, progress_bar, run, short
+from folio.options import InPath
+from folio.tokenizer import Tokenizer, code_points, name_of, tiktoken_spec, train_bpe
 
-MANY = 100  # documents, from which on each goes to one split as a whole
+SPLITS = ('train', 'val')
+WHOLE_DOCUMENTS_FROM = 100  # documents, from which on each goes to one split as a whole
 BPE_SAMPLE = 1 << 25  # characters that a vocabulary is learned from
 UNKNOWN = '\ufffd'  # of a limited vocabulary of characters
+LLMC_HEADER = [20240520, 1]  # llm.c's magic number and version
 
 
 @dataclass
 class PrepareConfig:
     """What to prepare."""
-    input: list[str] = field(default_factory=list)  # files, folders, globs; - is standard input
+    input: list[InPath] = field(default_factory=list)  # files, folders, globs; - is standard input
     url: list[str] = field(default_factory=list)  # where to fetch the text, if there is no input
     sha256: list[str] = field(default_factory=list)  # the raw files' checksums, one for each URL
     file: str | None = None  # a single raw file's name in data/NAME/; None: the URL's end
-    max_files: int | None = None  # of the URLs only the first so many; None: all
+    max_files: Annotated[int | None, '>= 1'] = None  # of the URLs only the first; None: all
     field: str = 'text'  # of JSON lines, and column of Parquet files
     tokenizer: str = 'char'  # char, byte, gpt2 or another of tiktoken's, bpe:N: learned
-    max_vocab: int | None = None  # char: rarer ones become one unknown; None: all are kept
-    val_fraction: float = 0.1  # of the documents, or the end of the text, becomes val.bin
-    workers: int | None = None  # threads that encode; None: one for each core
+    max_vocab: Annotated[int | None, '>= 2'] = None  # char: rarer ones are one unknown; None: no
+    val_fraction: Annotated[float, '> 0', '< 1'] = 0.1  # of the documents, or of the text
+    workers: Annotated[int | None, '>= 1'] = None  # threads that encode; None: one for each core
     name: str | None = None  # the folder in data/; None: the recipe's name
 
 
 def main(argv):
+    """Prepare the data set that the recipes and options of the command line describe."""
     prepare(read_options(argv))
 
 
 def read_options(argv):
-    """The PrepareConfig of recipes and --key=value options, checked."""
-    options, _ = config.parse(PrepareConfig, argv)
+    """The PrepareConfig of recipes and --key=value options, checked; UserError if it can't be."""
+    options, _ = folio.options.parse(PrepareConfig, argv)
     recipes = [argument for argument in argv if not argument.startswith('-')]
     options.name = options.name or (Path(recipes[-1]).stem if recipes else None)
     if not options.name:
@@ -75,40 +76,23 @@ def read_options(argv):
         raise UserError(f'{options.name}: give either input or url (--input=FILE or --url=URL)')
     if options.sha256 and len(options.sha256) != len(options.url):
         raise UserError(f'{len(options.sha256)} sha256 for {len(options.url)} URLs')
-    if not 0 < options.val_fraction < 1:
-        raise UserError(f'val_fraction must be between 0 and 1, not {options.val_fraction}')
-    for name, least in (('max_files', 1), ('max_vocab', 2), ('workers', 1)):
-        if (value := getattr(options, name)) is not None and value < least:
-            raise UserError(f'{name} must be at least {least}, not {value}')
     return options
 
 
 def prepare(options):
-    """Make data/NAME/ of the options; whatever was there stays until all of it is written."""
-    folder, began = config.ROOT / 'data' / options.name, time.perf_counter()
-    foreign = [path for path in folder.glob('*.bin') if path.stem not in ('train', 'val')]
+    """Make data/NAME/ of a PrepareConfig; whatever was there stays until all of it is written.
+    UserError for what can't be read, encoded or written."""
+    folder, began = folio.options.ROOT / 'data' / options.name, time.perf_counter()
+    foreign = [path for path in folder.glob('*.bin') if path.stem not in SPLITS]
     if foreign:
         raise UserError(f'{foreign[0]} is not from prepare.py; choose another name')
     spec = known_spec(options.tokenizer)  # first of all, since it may be mistyped
     with cleaned(folder):
-        paths = raw_files(options, folder)
-        few = list(itertools.islice(documents(paths, options.field), MANY))
-        if len(few) < MANY:
-            few = without_copies(few)
-        corpus = Corpus(paths, options, few)
-        tokenizer = Tokenizer(spec or corpus.spec())
-        dtype = '<u2' if tokenizer.vocab_size <= 1 << 16 else '<u4'
-        counts = corpus.write(tokenizer, dtype, folder)
-        tokens = {split: counts[split] for split in ('train', 'val')}
-        if not all(tokens.values()):
-            raise UserError(f'{options.name}: {counts["documents"]} documents leave a split empty; '
-                            'a larger val_fraction may help')
-        numbers = {name: counts[name] for name in ('documents', 'characters', 'bytes')}
-        numbers['bytes_per_token'] = round(counts['bytes'] / sum(tokens.values()), 4)
-        numbers['seconds'] = round(time.perf_counter() - began, 1)
-        meta = {'tokenizer': tokenizer.spec, 'vocab_size': tokenizer.vocab_size,
-                'dtype': np.dtype(dtype).name, 'tokens': tokens, **numbers,
-                'recipe': dataclasses.asdict(options)}
+        source = Source(raw_files(options, folder), options)
+        parts = source.parts()  # before a vocabulary is learned: the text may be too short
+        tokenizer = Tokenizer(spec or source.spec())
+        counts = write_tokens(source, parts, tokenizer, folder)
+        meta = describe_tokens(source, tokenizer, counts, began)
         (folder / 'meta.json.tmp').write_text(json.dumps(meta), encoding='utf-8')
         publish(folder)
     report(folder, meta, counts, tokenizer)
@@ -127,7 +111,7 @@ def known_spec(name):
 @contextlib.contextmanager
 def cleaned(folder):
     """The folder, in which nothing unfinished stays behind; a failure to write is a UserError."""
-    there = folder.exists()
+    existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
@@ -136,40 +120,8 @@ def cleaned(folder):
     finally:
         for path in folder.glob('*.tmp'):
             path.unlink()
-        if not there and not any(folder.iterdir()):
+        if not existed and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def raw_files(options, folder):
-    """The files to read, fetched first where the options have a URL."""
-    if options.url:
-        urls = options.url[:options.max_files]
-        names = [options.file or url.rpartition('/')[2] for url in urls]
-        if len(set(names)) < len(names):
-            raise UserError(f'{options.name}: the URLs end in the same name')
-        sums = options.sha256[:len(urls)] or [None] * len(urls)
-        return download.fetch(urls, names, sums, folder)
-    paths = []
-    for pattern in options.input:
-        if pattern == '-':
-            paths.append(folder / 'stdin.tmp')
-            with open(paths[-1], 'wb') as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
-        else:
-            paths += input_files([pattern])
-    return paths
-
-
-def without_copies(few):
-    """The documents without exact copies of earlier ones, which might end up in the other split."""
-    if len(few) < 2:
-        return few
-    unique = {}
-    for document in few:
-        unique.setdefault(document.digest(), document)
-    if len(unique) < len(few):
-        print(f'exact copies of others, left out: {len(few) - len(unique)}')
-    return list(unique.values())
 
 
 def publish(folder):
@@ -180,123 +132,215 @@ def publish(folder):
         os.replace(folder / f'{name}.tmp', folder / name)
 
 
-def report(folder, meta, counts, tokenizer):
-    """The numbers, and for byte-pair encodings what the tokens look like."""
-    tokens = meta['tokens']
-    print(f'{script.short(folder)}: documents {meta["documents"]:,}, characters '
-          f'{meta["characters"]:,}, bytes {meta["bytes"]:,}; {name_of(tokenizer.spec)}, '
-          f'{meta["vocab_size"]:,} ids; {tokens["train"]:,} tokens for training and '
-          f'{tokens["val"]:,} for validation, {meta["bytes_per_token"]:.2f} bytes each; '
-          f'{meta["seconds"]} s')
-    if counts['unknown']:
-        print(f'{counts["unknown"]:,} characters ({counts["unknown"] / meta["characters"]:.3%}) '
-              f'are not in the vocabulary and became {UNKNOWN}')
-    if tokenizer.kind == 'bpe':
-        ids = np.fromfile(folder / 'train.bin', np.dtype(meta['dtype']).newbyteorder('<'), 24)
-        long = sorted((token for token in tokenizer.token_bytes if len(token) < 12), key=len)[-8:]
-        shown = [token.decode(errors='replace').replace('\n', '\\n') for token in long]
-        print('the text:   ', '|'.join(tokenizer.decode([i]).replace('\n', '\\n') for i in ids))
-        print('its tokens: ', ' '.join(map(str, ids.tolist())))
-        print('long ones:  ', '|'.join(shown))
+# --- raw files -----------------------------------------------------------------------------------
+
+def recipe_files(name):
+    """The raw files of the recipe data/NAME.py, Paths, fetched first if they are not there."""
+    options = read_options([str(folio.options.ROOT / 'data' / f'{name}.py')])
+    return raw_files(options, folio.options.ROOT / 'data' / options.name)
 
 
-# --- the corpus ----------------------------------------------------------------------------------
+def raw_files(options, folder):
+    """The files to read, Paths; what a URL or standard input brings is put into the folder."""
+    if options.url:
+        return fetched(options, folder)
+    paths = []
+    for pattern in options.input:
+        if pattern == '-':
+            paths.append(folder / 'stdin.tmp')
+            with open(paths[-1], 'wb') as file:
+                file.writelines(sys.stdin.buffer)
+        else:
+            paths += texts.input_files([pattern])
+    return paths
 
-class Corpus:
-    """The documents of the files, `few` of them held or, from MANY on, read again for each pass."""
 
-    def __init__(self, paths, options, few):
-        self.paths, self.options, self.few = paths, options, few if len(few) < MANY else None
+def fetched(options, folder):
+    """The files of the URLs, fetched into the folder where they are not at hand."""
+    from folio.download import fetch_files  # which loads more than others need
+    urls = options.url[:options.max_files]
+    names = [options.file or url.rpartition('/')[2] for url in urls]
+    if len(set(names)) < len(names):
+        raise UserError(f'{options.name}: the URLs end in the same name')
+    sums = options.sha256[:len(urls)] or [None] * len(urls)
+    return fetch_files(urls, names, sums, folder)
+
+
+# --- documents -----------------------------------------------------------------------------------
+
+class Source:
+    """The documents of the files: fewer than WHOLE_DOCUMENTS_FROM are held, in a list without exact
+    copies, and more are read again for each pass."""
+
+    def __init__(self, paths, options):
+        self.paths, self.options = paths, options
         self.workers = options.workers or os.cpu_count()
-        self.several = len(few) > 1
-        if self.few is not None or options.tokenizer == 'char':
-            self.counts = np.zeros(0x110000, np.int64)  # of each character
-            for some in in_order(self.workers, census, grouped(self.texts('counting'))):
-                self.counts[:len(some)] += some
-            self.characters = int(self.counts.sum())
-            self.cut = int(self.characters * (1 - options.val_fraction))
-            if self.few is not None and not 0 < self.cut < self.characters:
-                raise UserError(f'{options.name}: {self.characters} characters are too few to '
-                                'split')
+        first = list(itertools.islice(self.read_files(), WHOLE_DOCUMENTS_FROM))
+        self.held = without_copies(first) if len(first) < WHOLE_DOCUMENTS_FROM else None
+        self.documents_read = len(first)
+
+    def read_files(self):
+        return texts.documents(self.paths, self.options.field)
 
     def documents(self):
-        return documents(self.paths, self.options.field) if self.few is None else iter(self.few)
+        """The Documents, in order; documents_read counts those of the latest pass."""
+        self.documents_read = 0
+        for document in self.read_files() if self.held is None else self.held:
+            self.documents_read += 1
+            yield document
 
     def texts(self, what):
-        """The texts of all documents, in pieces of a file or several short ones, with a bar."""
+        """The texts of all documents, in pieces, with a bar that says what is done with them."""
         with progress_bar(desc=f'{self.options.name}: {what}', unit='char', unit_scale=True) as bar:
-            for text in itertools.chain.from_iterable(d.pieces() for d in self.documents()):
-                yield text
-                if bar is not None:
+            for document in self.documents():
+                for text in document.pieces():
+                    yield text
                     bar.update(len(text))
+
+    @functools.cached_property
+    def character_counts(self):
+        """How often each character is in the texts, an array (0x110000,) by code point."""
+        counts = np.zeros(sys.maxunicode + 1, np.int64)
+        groups = texts.group_pieces(self.texts('counting'))
+        for found in in_order(self.workers, count_characters, groups):
+            counts[:len(found)] += found
+        return counts
 
     def spec(self):
         """The dict of a tokenizer made for these texts: bpe:N, or characters."""
         kind, _, size = self.options.tokenizer.partition(':')
         if kind == 'bpe':
-            from tokenizer_json import train_bpe  # which loads more than others need
             return train_bpe(self.sample(), int(size))
-        counts, limit = self.counts.copy(), self.options.max_vocab
-        if self.several:
-            counts[ord('\n')] = counts.max() + 1  # between documents
-        codes = np.flatnonzero(counts)
-        if limit is None or len(codes) <= limit:
-            return {'kind': 'char', 'chars': ''.join(map(chr, codes))}
-        counts[ord(UNKNOWN)] = counts.max() + 1
-        codes = np.sort(np.argsort(-counts, kind='stable')[:limit])
-        return {'kind': 'char', 'chars': ''.join(map(chr, codes)), 'unknown': UNKNOWN}
+        return char_spec(self.character_counts, self.options.max_vocab,
+                         several=self.held is None or len(self.held) > 1)
 
     def sample(self):
         """Pieces of text, spread over the files, BPE_SAMPLE characters at most."""
-        size, taken, every = sum(path.stat().st_size for path in self.paths), 0, 1
-        if size > BPE_SAMPLE:
-            every = -(-size // BPE_SAMPLE)
+        size, taken = sum(path.stat().st_size for path in self.paths), 0
+        step = max(1, -(-size // BPE_SAMPLE))
+        if step > 1:
             print(f'learning the vocabulary from {BPE_SAMPLE / 1e6:.0f} million characters of it')
-        for text in itertools.islice(self.texts('learning'), 0, None, every):
+        for text in itertools.islice(self.texts('learning'), 0, None, step):
             if taken >= BPE_SAMPLE:
                 return
             yield text
             taken += len(text)
 
-    def splits(self, counts):
-        """(split, whether a document begins, text) for all pieces of text, in order."""
-        share, left = int(self.options.val_fraction * 2 ** 64), getattr(self, 'cut', 0)
-        for document in self.documents():
-            counts['documents'] += 1
-            chosen = self.few is None and ('val' if document.digest() < share else 'train')
-            begins = True
-            for text in filter(None, document.pieces()):
-                cut = max(left, 0) if not chosen else len(text) if chosen == 'train' else 0
-                if text[:cut]:
-                    yield 'train', begins, text[:cut]
-                if text[cut:]:
-                    yield 'val', begins, text[cut:]
-                begins, left = False, left - len(text)
+    def parts(self):
+        """(split, pieces of text) of each document; UserError for a text too short to split."""
+        if self.held is None:
+            return split_by_hash(self.documents(), self.options.val_fraction)
+        characters = int(self.character_counts.sum())
+        cut = int(characters * (1 - self.options.val_fraction))
+        if not 0 < cut < characters:
+            raise UserError(f'{self.options.name}: {characters} characters are too few to split')
+        return split_by_position(self.documents(), cut)
 
-    def write(self, tokenizer, dtype, folder):
-        """Write train.bin.tmp and val.bin.tmp; returns the counts of what went into them."""
-        counts = Counter()
-        encode = functools.partial(encode_batch, tokenizer=tokenizer, dtype=dtype)
-        pieces = self.splits(counts)
-        pieces = separated(at_words(pieces) if tokenizer.kind == 'bpe' else pieces,
-                           always=tokenizer.kind == 'bpe')
-        with contextlib.ExitStack() as stack:
-            files = {split: stack.enter_context(open(folder / f'{split}.bin.tmp', 'wb'))
-                     for split in ('train', 'val')}
-            packed = {path.suffix for path in self.paths} & {'.jsonl', '.parquet', *texts.OPENERS}
-            total = None if packed else sum(path.stat().st_size for path in self.paths)
-            bar = stack.enter_context(progress_bar(
-                total=total, desc=f'{self.options.name}: encoding', unit='B', unit_scale=True))
-            for parts, some in in_order(self.workers, encode, batches(pieces)):
-                for split, ids in parts:
-                    ids.tofile(files[split])
-                counts.update(some)
-                if bar is not None:
-                    bar.update(some['bytes'])
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
-        return counts
+
+def without_copies(held):
+    """The documents without exact copies of earlier ones, which might end up in the other split."""
+    if len(held) < 2:
+        return held
+    unique = {}
+    for document in held:
+        unique.setdefault(document.digest(), document)
+    if len(unique) < len(held):
+        print(f'exact copies of others, left out: {len(held) - len(unique)}')
+    return list(unique.values())
+
+
+def split_by_hash(documents, val_fraction):
+    """(split, pieces of text) of each document, which goes whole to the split its hash names."""
+    share = int(val_fraction * 2 ** 64)
+    for document in documents:
+        yield 'val' if document.digest() < share else 'train', document.pieces()
+
+
+def split_by_position(documents, cut):
+    """(split, pieces of text) of each document, the first `cut` characters of all for training; the
+    document across the cut comes in two parts, each to be read before the next is taken."""
+    halves = itertools.groupby(halve(documents, cut), key=lambda half: half[:2])
+    for (_, split), group in halves:
+        yield split, (text for *_, text in group)
+
+
+def halve(documents, cut):
+    """(number of the document, split, text) for both sides of character `cut` in each piece."""
+    for number, document in enumerate(documents):
+        for text in document.pieces():
+            if text[:cut]:
+                yield number, 'train', text[:cut]
+            if text[cut:]:
+                yield number, 'val', text[cut:]
+            cut = max(cut - len(text), 0)
+
+
+def count_characters(group):
+    """How often each code point is in the texts, an array as long as the highest asks for."""
+    return np.bincount(code_points(''.join(group)))
+
+
+def char_spec(counts, limit, several):
+    """The dict of a tokenizer of the characters counted, or of the `limit` commonest, which then
+    have UNKNOWN among them, and a newline where several documents have to be separated."""
+    counts = counts.copy()
+    if several:
+        counts[ord('\n')] = counts.max() + 1
+    codes = np.flatnonzero(counts)
+    if limit is None or len(codes) <= limit:
+        return {'kind': 'char', 'chars': ''.join(map(chr, codes))}
+    counts[ord(UNKNOWN)] = counts.max() + 1
+    codes = np.sort(np.argsort(-counts, kind='stable')[:limit])
+    return {'kind': 'char', 'chars': ''.join(map(chr, codes)), 'unknown': UNKNOWN}
+
+
+# --- token files, written ------------------------------------------------------------------------
+
+def write_tokens(source, parts, tokenizer, folder):
+    """Write train.bin.tmp and val.bin.tmp, the ids of the parts, (split, pieces of text); returns a
+    Counter of the ids of each split and of the characters, bytes and unknown ids in them."""
+    counts, passages = Counter(), to_encode(parts, tokenizer.kind)
+    groups = texts.group_pieces(passages, length=lambda passage: len(passage[1]))
+    encode = functools.partial(encode_group, tokenizer=tokenizer, dtype=dtype_of(tokenizer))
+    bar = progress_bar(desc=f'{source.options.name}: encoding', unit='B', unit_scale=True,
+                       total=texts.plain_size(source.paths))
+    with bar, open(folder / 'train.bin.tmp', 'wb') as train, \
+            open(folder / 'val.bin.tmp', 'wb') as val:
+        for ids, found in in_order(source.workers, encode, groups):
+            ids['train'].tofile(train)
+            ids['val'].tofile(val)
+            counts.update(found)
+            bar.update(found['bytes'])
+        for file in (train, val):
+            file.flush()
+            os.fsync(file.fileno())
+    return counts
+
+
+def dtype_of(tokenizer):
+    """The numpy dtype of the ids in token files."""
+    return np.dtype('<u2' if tokenizer.vocab_size <= 1 << 16 else '<u4')
+
+
+def to_encode(parts, kind):
+    """(split, text) for each text that a tokenizer of this kind encodes by itself."""
+    if kind == 'bpe':
+        parts = ((split, texts.at_words(pieces)) for split, pieces in parts)
+    return texts.separated(parts, always=kind == 'bpe')
+
+
+def encode_group(group, tokenizer, dtype):
+    """({split: its ids}, a Counter of ids, characters and bytes) of a list of (split, text)."""
+    parts, counts = {split: [np.zeros(0, dtype)] for split in SPLITS}, Counter()
+    for split, text in group:
+        ids = [tokenizer.start] if text == texts.SEPARATOR else tokenizer.encode(text)
+        parts[split].append(np.asarray(ids, dtype))
+        counts.update({split: len(ids), 'characters': len(text), 'bytes': len(text.encode())})
+    joined = {split: np.concatenate(parts[split]) for split in SPLITS}
+    if 'unknown' in tokenizer.spec:
+        unknown = tokenizer.spec['chars'].index(tokenizer.spec['unknown'])
+        counts['unknown'] = sum(np.count_nonzero(ids == unknown) for ids in joined.values())
+    return joined, counts
 
 
 def in_order(workers, work, items):
@@ -311,37 +355,166 @@ def in_order(workers, work, items):
             yield running.popleft().result()
 
 
-def census(text):
-    """How often each code point is in the text, an array as long as the highest asks for."""
-    return np.bincount(code_points(text))
+def describe_tokens(source, tokenizer, counts, began):
+    """What meta.json says, a dict; UserError if a split has no tokens."""
+    tokens = {split: counts[split] for split in SPLITS}
+    if not all(tokens.values()):
+        raise UserError(f'{source.options.name}: {source.documents_read} documents leave a split '
+                        'empty; a larger val_fraction may help')
+    return {'tokenizer': tokenizer.spec, 'vocab_size': tokenizer.vocab_size,
+            'dtype': dtype_of(tokenizer).name, 'tokens': tokens,
+            'documents': source.documents_read,
+            'characters': counts['characters'], 'bytes': counts['bytes'],
+            'bytes_per_token': round(counts['bytes'] / sum(tokens.values()), 4),
+            'seconds': round(time.perf_counter() - began, 1),
+            'recipe': dataclasses.asdict(source.options)}
 
 
-def batches(pieces):
-    """Lists of successive pieces that are together about as long as one of a file."""
-    batch, size = [], 0
-    for split, text in pieces:
-        batch.append((split, text))
-        size += len(text or '')
-        if size >= texts.PIECE:
-            yield batch
-            batch, size = [], 0
-    yield batch
+def report(folder, meta, counts, tokenizer):
+    """Print the numbers, and for byte-pair encodings what the tokens look like."""
+    tokens = meta['tokens']
+    print(f'{short(folder)}: documents {meta["documents"]:,}, characters '
+          f'{meta["characters"]:,}, bytes {meta["bytes"]:,}; {name_of(tokenizer.spec)}, '
+          f'{meta["vocab_size"]:,} ids; {tokens["train"]:,} tokens for training and '
+          f'{tokens["val"]:,} for validation, {meta["bytes_per_token"]:.2f} bytes each; '
+          f'{meta["seconds"]} s')
+    if counts['unknown']:
+        print(f'{counts["unknown"]:,} characters ({counts["unknown"] / meta["characters"]:.3%}) '
+              f'are not in the vocabulary and became {UNKNOWN}')
+    if tokenizer.kind == 'bpe':
+        print_tokens(np.fromfile(folder / 'train.bin', dtype_of(tokenizer), 24), tokenizer)
 
 
-def encode_batch(batch, tokenizer, dtype):
-    """([(split, its ids)], counts of tokens, characters, bytes) of a list of (split, text)."""
-    ids, counts = {'train': [], 'val': []}, Counter()
-    for split, text in batch:
-        ids[split].append([tokenizer.start] if text is None else tokenizer.encode(text))
-        counts[split] += len(ids[split][-1])
-        counts['characters'] += len(text or '')
-        counts['bytes'] += len((text or '').encode())
-        if 'unknown' in tokenizer.spec:
-            unknown = tokenizer.spec['chars'].index(tokenizer.spec['unknown'])
-            counts['unknown'] += int(np.count_nonzero(ids[split][-1] == unknown))
-    joined = [(split, np.concatenate(some).astype(dtype)) for split, some in ids.items() if some]
-    return joined, counts
+def print_tokens(ids, tokenizer):
+    """Print the ids, the text of each, and some of the longest tokens of the vocabulary."""
+    longest = sorted((token for token in tokenizer.token_bytes if len(token) < 12), key=len)[-8:]
+    parts = [tokenizer.decode([i]).replace('\n', '\\n') for i in ids]
+    print('the text:   ', '|'.join(parts))
+    print('its tokens: ', ' '.join(map(str, ids.tolist())))
+    print('long ones:  ', '|'.join(token.decode(errors='replace').replace('\n', '\\n')
+                                   for token in longest))
+
+
+# --- token files, read ---------------------------------------------------------------------------
+
+class Tokens:
+    """A split: `len` token ids, of one file or of several after another, read where needed.
+
+    Files are bare little-endian ids, or have the header of 1 KiB that llm.c writes: 256 int32, the
+    first three LLMC_HEADER and the number of ids, which are uint16. UserError for a file that is
+    cut, or if there are not `count` ids in all.
+    """
+
+    def __init__(self, paths, dtype, vocab_size, count=None):
+        self.paths, self.vocab_size = paths, vocab_size
+        self.shards = [open_shard(path, np.dtype(dtype)) for path in paths]
+        self.ends = np.cumsum([count for *_, count in self.shards])
+        if count not in (None, len(self)):
+            raise UserError(f'{paths[0]} is half made: it has {len(self):,} tokens, meta.json says '
+                            f'{count:,}; run prepare.py again')
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    def read(self, start, length):
+        """The ids from start on, (length,), as they are on disk."""
+        parts, number = [], self.shard_of(start)
+        while length > 0:
+            file, dtype, offset, count = self.shards[number]
+            skipped = start - (self.ends[number] - count)  # of the shard's ids
+            file.seek(offset + skipped * dtype.itemsize)
+            ids = np.frombuffer(file.read(min(length, count - skipped) * dtype.itemsize), dtype)
+            parts.append(ids)
+            start, length, number = start + len(ids), length - len(ids), number + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def shard_of(self, place):
+        """The number of the shard that has the token at this place."""
+        return int(np.searchsorted(self.ends, place, 'right'))
+
+    def windows(self, starts, length):
+        """The windows of `length` tokens from each of starts on, an array (B, length) of int64;
+        UserError for an id beyond the vocabulary, which one rank alone may find."""
+        ids = np.stack([self.read(start, length) for start in starts]).astype(np.int64)
+        if ids.max() >= self.vocab_size:
+            row, column = np.argwhere(ids >= self.vocab_size)[0]
+            place = starts[row] + column
+            error = UserError(f'{self.paths[self.shard_of(place)]}: token {place:,} of the split '
+                              f'is {ids[row, column]}, beyond the vocabulary of '
+                              f'{self.vocab_size:,} ids')
+            error.any_rank = True
+            raise error
+        return ids
+
+
+def open_shard(path, dtype):
+    """(file, dtype, offset, count): where the ids of a token file are; UserError if it is cut."""
+    file, size = open(path, 'rb', buffering=0), path.stat().st_size
+    head = np.frombuffer(file.read(12), '<i4').tolist() if size >= 12 else []
+    if head[:2] == LLMC_HEADER:
+        if size != 1024 + 2 * head[2]:
+            raise UserError(f'{path} is half made: it has {size:,} bytes, its header says '
+                            f'{head[2]:,} tokens of 2')
+        return file, np.dtype('<u2'), 1024, head[2]
+    if size % dtype.itemsize:
+        raise UserError(f'{path} has {size:,} bytes, no whole number of {dtype} tokens')
+    return file, dtype, 0, size // dtype.itemsize
+
+
+def open_corpus(name):
+    """(train, val, meta) of data/NAME/, two Tokens and a dict, prepared first where only its recipe
+    is there; UserError if it can't be, or is half made."""
+    folder = folio.options.ROOT / 'data' / name
+    recipe = folder.with_name(f'{name}.py')
+    if not list(folder.glob('*train*.bin')):
+        prepare_missing(folder, recipe)
+    meta = read_meta(folder, recipe)
+    return *(open_split(folder, split, meta) for split in SPLITS), meta
+
+
+def prepare_missing(folder, recipe):
+    """Make the data set by its recipe; UserError where there is none, or several processes run."""
+    if not recipe.exists():
+        known = ', '.join(sorted(path.stem for path in recipe.parent.glob('*.py')))
+        raise UserError(f'no data set or recipe is called {folder.name}; recipes: {known}; for a '
+                        f'text of your own: python prepare.py --input=FILE --name={folder.name}')
+    if 'RANK' in os.environ:
+        raise UserError(f'{folder} is not there yet; first run python prepare.py {recipe}')
+    main([str(recipe)])
+
+
+def read_meta(folder, recipe):
+    """The content of meta.json, or what stands for it where the files are another program's."""
+    if (folder / 'meta.json').exists():
+        meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
+        inputs = [str(folio.options.ROOT / path) for path in meta['recipe']['input']]
+        made_with = meta['recipe'] | {'input': inputs}
+        if recipe.exists() and vars(read_options([str(recipe)])) != made_with:
+            print(f'warning: {folder} was made with other options than are in {recipe} now; '
+                  'prepare.py makes it anew')
+        return meta
+    if (folder / 'meta.pkl').exists():
+        raise UserError(f"{folder} has nanoGPT's meta.pkl, which is not read; prepare it again")
+    print(f"{folder} has no meta.json: its tokens are taken as GPT-2's (50,257 ids)")
+    return {'tokenizer': gpt2_or_none(), 'vocab_size': 50257, 'dtype': 'uint16', 'tokens': {}}
+
+
+def gpt2_or_none():
+    """The dict of GPT-2's tokenizer, or None where it can't be had, which is said."""
+    try:
+        return tiktoken_spec('gpt2')
+    except UserError as error:
+        print(f'no samples and no bits per byte: {error}')
+
+
+def open_split(folder, split, meta):
+    """The Tokens of all files in the folder that have the split in their name, in sorted order."""
+    paths = sorted(folder.glob(f'*{split}*.bin'))
+    if not paths:
+        raise UserError(f'{folder} has no {split}.bin; run prepare.py again')
+    return Tokens(paths, np.dtype(meta['dtype']).newbyteorder('<'), meta['vocab_size'],
+                  meta['tokens'].get(split))
 
 
 if __name__ == '__main__':
-    script.run(main)
+    run(main)

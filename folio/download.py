@@ -11,14 +11,14 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from script import UserError, progress_bar
+from folio.cli import UserError, progress_bar
 
 BLOCK = 1 << 20
 FAILURES = (OSError, ValueError, http.client.HTTPException)  # of a network, a URL, a server
 
 
-def fetch(urls, names, sums, folder):
-    """The paths of the raw files that the URLs give: in the folder under their names, or else in
+def fetch_files(urls, names, sums, folder):
+    """The Paths of the raw files that the URLs give: in the folder under their names, or else in
     DATA_MIRROR (a folder or a URL prefix), or else fetched into the folder. sums: their sha256, or
     None; UserError if one is another wherever the file came from, or it can't be had."""
     mirror = os.environ.get('DATA_MIRROR', '')
@@ -26,16 +26,16 @@ def fetch(urls, names, sums, folder):
                if not (folder / name).exists() and not (mirror and Path(mirror, name).exists())]
     if missing and '://' not in mirror:
         announce(missing, folder)
-    return [fetch_one(url, folder / name, digest, mirror)
+    return [fetch_file(url, folder / name, digest, mirror)
             for url, name, digest in zip(urls, names, sums, strict=True)]
 
 
-def fetch_one(url, path, sha256, mirror):
-    local = Path(mirror, path.name)
-    if path.exists() or mirror and local.is_file():
-        path = path if path.exists() else local
-        check_sum(path, sha256)
-        return path
+def fetch_file(url, path, sha256, mirror):
+    """The Path of one raw file: `path`, or where the mirror, a folder, has it."""
+    for there in [path, Path(mirror, path.name)] if mirror else [path]:
+        if there.is_file():
+            check_sum(there, sha256)
+            return there
     prefixed = [f'{mirror.rstrip("/")}/{path.name}'] if '://' in mirror else []
     for source in [*prefixed, url]:
         try:
@@ -49,17 +49,20 @@ def fetch_one(url, path, sha256, mirror):
 
 def announce(urls, folder):
     """Say how much is to come, where the servers tell."""
-    def size(url):
-        request = urllib.request.Request(url, method='HEAD')
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return int(response.headers['Content-Length'] or 0)
     try:
         with ThreadPoolExecutor(8) as pool:
-            total = sum(pool.map(size, urls))
+            total = sum(pool.map(remote_size, urls))
     except (*FAILURES, TypeError):
         return
     print(f'{len(urls):,} {"file" if len(urls) == 1 else "files"}, {total / 1e6:,.1f} MB, to be '
           f'fetched into {folder}', flush=True)
+
+
+def remote_size(url):
+    """How many bytes a server says that a file has, 0 if it does not."""
+    request = urllib.request.Request(url, method='HEAD')
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return int(response.headers['Content-Length'] or 0)
 
 
 def download(url, path, sha256=None, attempts=5):
@@ -94,19 +97,19 @@ def receive(url, part, had, name):
                 unit_scale=True) as bar:
             while block := response.read(BLOCK):
                 file.write(block)
-                if bar is not None:
-                    bar.update(len(block))
+                bar.update(len(block))
     if size and part.stat().st_size != had + size:
         raise OSError(f'{part.stat().st_size:,} of {had + size:,} bytes came')
 
 
 def check_sum(path, expected):
-    """UserError if the file's sha256 is not the expected one, where one is."""
-    if expected:
-        digest = hashlib.sha256()
-        with open(path, 'rb') as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-        if digest.hexdigest() != expected:
-            raise UserError(f'{path} is not the file it should be: its sha256 is '
-                            f'{digest.hexdigest()}, not {expected}; remove it to fetch it again')
+    """UserError if the file's sha256 is not the expected one; None: any will do."""
+    if expected is None:
+        return
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        raise UserError(f'{path} is not the file it should be: its sha256 is '
+                        f'{digest.hexdigest()}, not {expected}; remove it to fetch it again')

@@ -4,28 +4,26 @@
         print(sum(len(text) for text in document.pieces()))
 
 A file of plain text is a document, and so is each line of a .jsonl and each row of a .parquet file.
-What is read is one piece of a text, one line or some rows at a time, never a file as a whole.
+A text is read piece by piece, JSON by lines and Parquet by some rows, never a file as a whole.
 """
 
-import bz2
 import codecs
 import glob
-import gzip
 import hashlib
 import json
-import lzma
 import os
-import shutil
-import tempfile
-import zlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import config
-from script import UserError
+from folio import options
+from folio.cli import UserError
 
 PIECE = 1 << 20  # bytes of a text that are read at once
+COMPRESSED = ('.gz', '.bz2', '.xz', '.zst')
+SEPARATOR = ''  # stands for what separates two documents of a split
+LAST_WORD = re.compile(r'(.*\S(?= ))?', re.DOTALL)  # up to its end, before a space
 
 
 @dataclass
@@ -42,18 +40,18 @@ class Document:
 
 
 def input_files(patterns):
-    """The files that paths, folders (recursively) and globs name, each one's in sorted order; what
-    is hidden in a folder is left out."""
+    """The files that paths, folders (recursively) and globs name: a list of Paths, each pattern's
+    in sorted order, without what is hidden in a folder; UserError where there are none."""
     files = []
     for pattern in patterns:
-        path = config.find(pattern)
+        path = options.find(pattern)
         if path.is_dir():
-            found = sorted(file for file in path.rglob('*') if not any(
-                part.startswith('.') for part in file.relative_to(path).parts))
+            found = [file for file in path.rglob('*') if not any(
+                part.startswith('.') for part in file.relative_to(path).parts)]
         else:
             names = glob.glob(os.path.expanduser(pattern), recursive=True)
-            found = [path] if path.is_file() else sorted(map(Path, names))
-        found = [file for file in found if file.is_file()]
+            found = [path] if path.exists() else map(Path, names)
+        found = sorted(file for file in found if file.is_file())
         if not found:
             raise UserError(f'{pattern}: no such file, folder or glob')
         files += found
@@ -61,49 +59,81 @@ def input_files(patterns):
 
 
 def documents(paths, field):
-    """The Documents of the files, in order; UserError for one that can't be read."""
+    """The Documents of the files, in order; UserError for a file that can't be read. field: where
+    the text is, a key of JSON lines and a column of Parquet files."""
+    readers = {'.jsonl': read_json_lines, '.parquet': read_parquet}
     for path in paths:
-        kind = Path(path.stem if path.suffix in OPENERS else path.name).suffix
-        if kind == '.jsonl':
-            texts = read_jsonl(path, field)
-        elif kind == '.parquet':
-            texts = read_parquet(path, field)
+        kind = Path(path.stem if path.suffix in COMPRESSED else path.name).suffix
+        if kind in readers:
+            for text in readers[kind](path, field):
+                yield Document(lambda text=text: [text])
         else:
-            yield Document(lambda path=path: read_text(path))
-            continue
-        for text in texts:
-            yield Document(lambda text=text: [text])
+            yield Document(lambda path=path: read_plain(path))
+
+
+def plain_size(paths):
+    """The bytes of text in the files, or None if some are compressed or of another format."""
+    if any(path.suffix in (*COMPRESSED, '.jsonl', '.parquet') for path in paths):
+        return None
+    return sum(path.stat().st_size for path in paths)
 
 
 # --- formats -------------------------------------------------------------------------------------
 
-def open_zstd(path, mode):
+def read_blocks(path):
+    """The file's bytes, decompressed, in blocks; UserError where it is cut or broken."""
     try:
-        import zstandard
+        if path.suffix == '.zst':
+            yield from zstd_blocks(path)
+        else:
+            with open_file(path) as file:
+                while block := file.read(PIECE):
+                    yield block
+    except UserError:
+        raise
+    except Exception as error:  # each library has its own
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'{path} cannot be read: {reason}') from None
+
+
+def open_file(path):
+    """The file, open for reading bytes, which are decompressed."""
+    if path.suffix not in COMPRESSED:
+        return open(path, 'rb')
+    try:
+        import fsspec
+    except ImportError:
+        raise UserError(f'{path}: pip install fsspec') from None
+    return fsspec.filesystem('file').open(str(path), 'rb', compression='infer')
+
+
+def zstd_blocks(path):
+    """The decompressed blocks of a Zstandard file; EOFError where its last frame is cut."""
+    try:
+        from zstandard import ZstdDecompressor
     except ImportError:
         raise UserError(f'{path}: pip install zstandard') from None
-    return zstandard.open(path, mode)
+    frame = ZstdDecompressor().decompressobj()
+    with open(path, 'rb') as file:
+        while block := frame.unused_data or file.read(1 << 16):
+            if frame.eof:
+                frame = ZstdDecompressor().decompressobj()
+            yield frame.decompress(block)
+    if not frame.eof:
+        raise EOFError('it ends within a frame')
 
 
-OPENERS = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open, '.zst': open_zstd}
+def read_lines(path):
+    """The file's lines, decompressed, as bytes without their ends."""
+    rest = b''
+    for block in read_blocks(path):
+        *lines, rest = (rest + block).split(b'\n')
+        yield from lines
+    yield rest
 
 
-def read_blocks(path, lines=False):
-    """The file's bytes, decompressed, in blocks or in lines; UserError where it is broken."""
-    try:
-        with OPENERS.get(path.suffix, open)(path, 'rb') as file:
-            yield from file if lines else iter(lambda: file.read(PIECE), b'')
-    except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror or error}') from None
-    except Exception as error:  # each format's own
-        if not isinstance(error, (EOFError, zlib.error, lzma.LZMAError)) \
-                and type(error).__name__ != 'ZstdError':
-            raise
-        raise UserError(f'{path} cannot be read: {error}') from None
-
-
-def read_text(path):
-    """The text of a UTF-8 file in pieces; newlines stay as they are."""
+def read_plain(path):
+    """The text of a UTF-8 file in pieces; newlines and a byte order mark stay as they are."""
     decoder, start, read = codecs.getincrementaldecoder('utf-8')(), 0, 0
     try:
         for block in read_blocks(path):
@@ -112,24 +142,24 @@ def read_text(path):
             start = read - len(decoder.getstate()[0])  # of what is not decoded yet
         decoder.decode(b'', final=True)
     except UnicodeDecodeError as error:
-        at = start + error.start
-        raise UserError(f'{path} is not UTF-8 text: byte {at:,} is broken') from None
+        place = start + error.start
+        raise UserError(f'{path} is not UTF-8 text: byte {place:,} is broken') from None
 
 
-def read_jsonl(path, field):
-    """The texts in `field` of the JSON objects, one a line."""
-    for number, line in enumerate(read_blocks(path, lines=True), 1):
+def read_json_lines(path, field):
+    """The texts in `field` of the JSON objects, one a line; UserError for a line without one."""
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
         try:
-            record = json.loads(line) if line.strip() else None
+            record = json.loads(line)
         except ValueError as error:
             raise UserError(f'{path}, line {number}: {error}') from None
-        if record is not None:
-            text = record.get(field) if isinstance(record, dict) else None
-            if not isinstance(text, str):
-                names = ', '.join(record) if isinstance(record, dict) else 'no object'
-                raise UserError(f'{path}, line {number}: no text is called {field} (--field=NAME); '
-                                f'there are: {names}')
-            yield whole_characters(text)
+        names = record if isinstance(record, dict) else {'no object': None}
+        if not isinstance(names.get(field), str):
+            raise UserError(f'{path}, line {number}: no text is called {field} (--field=NAME); '
+                            f'there are: {", ".join(names)}')
+        yield whole_characters(names[field])
 
 
 def read_parquet(path, field):
@@ -139,12 +169,12 @@ def read_parquet(path, field):
         import pyarrow.parquet
     except ImportError:
         raise UserError(f'{path}: pip install pyarrow') from None
+    import tempfile
     with tempfile.TemporaryFile() as plain:
-        if path.suffix in OPENERS:  # Parquet is read from its end
-            with OPENERS[path.suffix](path, 'rb') as file:
-                shutil.copyfileobj(file, plain)
+        if path.suffix in COMPRESSED:  # Parquet is read from its end
+            plain.writelines(read_blocks(path))
         try:
-            table = pyarrow.parquet.ParquetFile(plain if path.suffix in OPENERS else path)
+            table = pyarrow.parquet.ParquetFile(plain if path.suffix in COMPRESSED else path)
             if field not in table.schema_arrow.names:
                 raise UserError(f'{path}: no column is called {field} (--field=NAME); there are: '
                                 f'{", ".join(table.schema_arrow.names)}')
@@ -156,53 +186,50 @@ def read_parquet(path, field):
 
 def whole_characters(text):
     """The text, with U+FFFD for half a surrogate pair, which JSON may hold and UTF-8 can't."""
-    try:
-        text.isascii() or text.encode()
+    if text.isascii():
         return text
-    except UnicodeEncodeError:
-        return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
 
 # --- pieces --------------------------------------------------------------------------------------
 
-def grouped(some):
-    """The texts, short ones joined until they are a piece."""
-    held, size = [], 0
-    for text in some:
-        held, size = [*held, text], size + len(text)
+def group_pieces(pieces, length=len):
+    """Lists of successive pieces whose lengths add up to PIECE, or just more."""
+    group, size = [], 0
+    for piece in pieces:
+        group.append(piece)
+        size += length(piece)
         if size >= PIECE:
-            yield ''.join(held)
-            held, size = [], 0
-    yield ''.join(held)
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def at_words(pieces):
-    """The same, but a document is cut only before a space after something else, which is between
-    two words for every encoding; unless it has none for long."""
-    held = None
-    for split, begins, text in pieces:
-        if held and held[0] == split and not begins:
-            begins, text = held[1], held[2] + text
-        elif held:
-            yield held
-        at = text.rfind(' ') if 4 * len(text) >= PIECE else 0
-        while at > 0 and text[at - 1].isspace():
-            at = text.rfind(' ', 0, at)
-        at = at if at > 0 else len(text) if len(text) > 16 * PIECE else 0
-        if at > 0:
-            yield split, begins, text[:at]
-        held = split, begins and at <= 0, text[max(at, 0):]
+    """The same text in pieces that end before a space after something else, which is between two
+    words for every encoding; where there is none for long, a piece ends anywhere."""
+    held = ''
+    for piece in pieces:
+        held += piece
+        cut = LAST_WORD.match(held).end() if 4 * len(held) >= PIECE else 0
+        if cut == 0 and len(held) > 16 * PIECE:
+            cut = len(held)
+        if cut > 0:
+            yield held[:cut]
+            held = held[cut:]
     if held:
         yield held
 
 
-def separated(pieces, always):
-    """(split, text), with None as the text between the documents of a split: always, or only after
-    one that does not end its last line."""
-    last = {}
-    for split, begins, text in pieces:
-        if begins and split in last and (always or last[split] != '\n'):
-            yield split, None
-        if text:
+def separated(parts, always):
+    """(split, text) of all parts, (split, pieces of a document), with SEPARATOR as the text between
+    two documents of a split: always, or only after one that does not end its last line."""
+    last = {}  # character of each split
+    for split, pieces in parts:
+        begins = True
+        for text in filter(None, pieces):
+            if begins and split in last and (always or last[split] != '\n'):
+                yield split, SEPARATOR
             yield split, text
-            last[split] = text[-1]
+            begins, last[split] = False, text[-1]

@@ -1,30 +1,25 @@
-"""Text into token files, and what is wrong with a text."""
+"""Text into token files, those files read again, and what is wrong with a text."""
 
 import bz2
-import functools
 import gzip
-import http.server
 import io
 import json
 import lzma
 import os
-import threading
+import subprocess
+import sys
 import zlib
-from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import REPOSITORY, TEXT
-from hypothesis import given
-from hypothesis import strategies as st
 
+import folio.options
 import prepare
-import texts
-from script import UserError
-from tokenizer import Tokenizer, tiktoken_spec
-
-DIGEST = sha256(TEXT.encode()).hexdigest()
+from folio import texts
+from folio.cli import UserError
+from folio.tokenizer import Tokenizer, tiktoken_spec
+from prepare import Tokens, open_corpus
 
 
 def read(folder):
@@ -72,21 +67,6 @@ def test_gpt2_in_pieces_is_gpt2_of_the_whole(home, monkeypatch):
         assert ids.tolist() == tokenizer.encode(part).tolist()
 
 
-@given(st.lists(st.tuples(st.booleans(), st.text(alphabet='ab .\n', max_size=8))))
-def test_pieces_of_a_document_end_before_a_space_after_something_else(pieces):
-    pieces = [('train', i == 0 or begins, text) for i, (begins, text) in enumerate(pieces) if text]
-    documents = []
-    for _, begins, text in pieces:
-        documents = [*documents, text] if begins or not documents else [
-            *documents[:-1], documents[-1] + text]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, 'PIECE', 4)
-        cut = list(texts.at_words(pieces))
-    assert ''.join(text for _, _, text in cut) == ''.join(documents)
-    for (_, _, text), (_, begins, after) in zip(cut, cut[1:], strict=False):
-        assert begins or len(text) > 64 or (after[0] == ' ' and not text[-1].isspace())
-
-
 def test_the_same_bytes_come_out_for_any_number_of_workers(home, monkeypatch):
     monkeypatch.setattr(texts, 'PIECE', 64)
     (home / 'texts').mkdir()
@@ -117,22 +97,6 @@ def test_many_documents_go_whole_to_one_split_that_their_text_decides(home, pack
         splits.append([sorted(part.splitlines(keepends=True)) for part in parts])
     assert splits[0] == splits[1] and sorted(splits[0][0] + splits[0][1]) == sorted(stories)
     assert not set(splits[0][0]) & set(splits[0][1]) and 10 < len(splits[0][1]) < 40
-
-
-def test_parquet_and_zstandard_are_read_where_their_libraries_are(home):
-    pyarrow, parquet, zstandard = (pytest.importorskip(name) for name in (
-        'pyarrow', 'pyarrow.parquet', 'zstandard'))
-    stories = [f'ab {i}\n' for i in range(150)]
-    table = pyarrow.table({'text': [*stories, None]})
-    parquet.write_table(table, home / 'a.parquet')
-    (home / 'b.txt.zst').write_bytes(zstandard.compress(b'the last one\n'))
-    (home / 'c.parquet.gz').write_bytes(gzip.compress((home / 'a.parquet').read_bytes()))
-    for name, count in (('a.parquet', 150), ('a.parquet,b.txt.zst', 151), ('c.parquet.gz', 150)):
-        prepare.main([f'--input={name}', '--tokenizer=byte', '--name=some'])
-        meta, train, val = read(home / 'data' / 'some')
-        assert meta['documents'] == count and set(stories) <= set((train + val).splitlines(True))
-    with pytest.raises(UserError, match='a.parquet: no column is called story .* text'):
-        prepare.main(['--input=a.parquet', '--field=story', '--name=x'])
 
 
 def test_copies_of_a_document_are_never_in_both_splits(home, capsys):
@@ -179,19 +143,6 @@ def test_rare_characters_become_one_unknown_and_their_share_is_said(home, capsys
     assert '\ufffd\n' in ''.join(read(home / 'data' / 'some')[1:])  # the line between the two
 
 
-def test_files_folders_and_globs_are_read_in_order(home):
-    (home / 'texts' / 'deep').mkdir(parents=True)
-    (home / 'texts' / '.hidden').write_text('H')
-    for name, text in (('b.txt', 'B'), ('a.txt', 'A'), ('deep/c.txt', 'C'), ('d.md', 'D')):
-        (home / 'texts' / name).write_text(text * 9)
-    for inputs, expected in (
-            ('texts', 'ABDC'), ('texts/*.txt', 'AB'), ('texts/**/*.txt', 'ABC'),
-            ('texts/d.md,texts/a.txt', 'DA')):
-        prepare.main([f'--input={inputs}', '--tokenizer=byte', '--name=some'])
-        text = ''.join(read(home / 'data' / 'some')[1:])
-        assert text == '\n'.join(c * 9 for c in expected)
-
-
 @pytest.mark.parametrize('argv, message', [
     (['--input=no.txt', '--name=x'], 'no.txt: no such file'),
     (['--input=binary', '--name=x'], 'binary is not UTF-8 text: byte 3'),
@@ -203,7 +154,7 @@ def test_files_folders_and_globs_are_read_in_order(home):
     (['--input=tiny.txt', '--name=x', '--val_fraction=1.5'], 'val_fraction'),
     (['--input=tiny.txt', '--name=x', '--tokenizer=gpt5'], 'there are char, byte, gpt2'),
     (['--input=tiny.txt', '--name=x', '--tokenizer=bpe:9'], '257'),
-    (['--input=tiny.txt', '--name=x', '--max_vocab=1'], 'max_vocab must be at least 2'),
+    (['--input=tiny.txt', '--name=x', '--max_vocab=1'], 'max_vocab must be >= 2'),
     (['--input=field.jsonl', '--name=x'], 'field.jsonl, line 2: no text is called text .* story'),
     (['--input=broken.jsonl', '--name=x'], 'broken.jsonl, line 1: '),
     (['--input=cut.txt.gz', '--name=x'], 'cut.txt.gz cannot be read'),
@@ -228,14 +179,6 @@ def test_what_is_wrong_is_one_line_and_touches_nothing(home, argv, message):
     assert before == contents(home / 'data')
 
 
-def test_the_offset_of_a_broken_byte_is_right_across_pieces(home, monkeypatch):
-    monkeypatch.setattr(texts, 'PIECE', 4)
-    for good in ('abcde', 'é' * 5, 'ab世世'):
-        (home / 'binary').write_bytes(good.encode() + b'\xe4x')
-        with pytest.raises(UserError, match=f'byte {len(good.encode())} is'):
-            prepare.main(['--input=binary', '--name=x'])
-
-
 def test_a_run_that_fails_while_writing_leaves_the_data_set(home, monkeypatch):
     before = read(home / 'data' / 'tiny')
 
@@ -249,108 +192,6 @@ def test_a_run_that_fails_while_writing_leaves_the_data_set(home, monkeypatch):
     monkeypatch.undo()
 
 
-class Server(http.server.SimpleHTTPRequestHandler):
-    """Serves files; the rest of one where asked for; it breaks off after `enough` bytes."""
-    enough, asked = None, []
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_GET(self):
-        Server.asked.append(self.headers['Range'])
-        body = Path(self.translate_path(self.path)).read_bytes()
-        start = int((self.headers['Range'] or 'bytes=0-')[6:-1])
-        if start >= len(body):
-            return self.send_error(416)
-        self.send_response(206 if start else 200)
-        self.send_header('Content-Length', str(len(body) - start))
-        self.end_headers()
-        self.wfile.write(body[start:][:Server.enough])
-
-
-@pytest.fixture
-def server(tmp_path_factory):
-    """A web server of this machine, with the text at /book.txt: its address and its folder."""
-    folder = tmp_path_factory.mktemp('web')
-    (folder / 'book.txt').write_text(TEXT)
-    handler = functools.partial(Server, directory=str(folder))
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as web:
-        threading.Thread(target=web.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{web.server_port}', folder
-        web.shutdown()
-
-
-def recipe(home, url, **more):
-    lines = [f'{name} = {value!r}' for name, value in {'url': url, **more}.items()]
-    (home / 'data' / 'book.py').write_text('\n'.join(lines))
-    return str(home / 'data' / 'book.py')
-
-
-def test_a_recipe_is_downloaded_once_and_checked(home, server):
-    url, folder = server
-    prepare.main([recipe(home, f'{url}/book.txt', sha256=DIGEST)])
-    assert ''.join(read(home / 'data' / 'book')[1:]) == TEXT
-    (folder / 'book.txt').unlink()
-    prepare.main([recipe(home, f'{url}/book.txt', sha256=DIGEST)])
-
-
-def test_a_download_goes_on_where_it_broke_off(home, server, monkeypatch, capsys):
-    url, folder = server
-    monkeypatch.setattr(Server, 'enough', 4000)
-    monkeypatch.setattr(Server, 'asked', [])
-    prepare.main([recipe(home, f'{url}/book.txt', sha256=DIGEST)])
-    assert Server.asked == [None, *(f'bytes={n}-' for n in range(4000, len(TEXT), 4000))]
-    assert '1 file, 0.0 MB, to be fetched' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('part', [TEXT, TEXT + 'more'])
-def test_a_download_that_was_whole_or_too_long_is_fetched_anew(home, server, part):
-    url, _ = server
-    (home / 'data' / 'book').mkdir()
-    (home / 'data' / 'book' / 'book.txt.part').write_text(part)
-    prepare.main([recipe(home, f'{url}/book.txt', sha256=DIGEST)])
-    assert ''.join(read(home / 'data' / 'book')[1:]) == TEXT
-
-
-def test_several_urls_or_the_first_of_them_are_documents(home, server):
-    url, folder = server
-    (folder / 'second.txt').write_text('the second\n' * 9)
-    second = sha256((folder / 'second.txt').read_bytes()).hexdigest()
-    path = recipe(home, [f'{url}/book.txt', f'{url}/second.txt'], sha256=[DIGEST, second])
-    prepare.main([path, '--tokenizer=byte'])
-    assert ''.join(read(home / 'data' / 'book')[1:]) == TEXT + 'the second\n' * 9
-    prepare.main([path, '--max_files=1'])
-    assert ''.join(read(home / 'data' / 'book')[1:]) == TEXT
-
-
-def test_a_mirror_is_a_folder_or_a_url(home, server, monkeypatch):
-    url, folder = server
-    for mirror in (url, str(folder)):
-        monkeypatch.setenv('DATA_MIRROR', mirror)
-        for path in (home / 'data').glob('book/*'):
-            path.unlink()
-        prepare.main([recipe(home, 'http://127.0.0.1:9/other.txt', file='book.txt', sha256=DIGEST)])
-        assert ''.join(read(home / 'data' / 'book')[1:]) == TEXT
-
-
-def test_a_wrong_checksum_is_refused_wherever_the_file_came_from(home, server):
-    url, folder = server
-    path = recipe(home, f'{url}/book.txt', sha256='0' * 64)
-    with pytest.raises(UserError, match=f'{DIGEST}, not 000'):
-        prepare.main([path])
-    assert not (home / 'data' / 'book' / 'book.txt').exists()
-    (home / 'data' / 'book' / 'book.txt').write_text(TEXT)
-    with pytest.raises(UserError, match=f'{DIGEST}, not 000'):
-        prepare.main([path])
-
-
-def test_without_a_network_the_line_names_the_url_the_place_and_the_way_out(home):
-    with pytest.raises(UserError) as error:
-        prepare.main([recipe(home, 'http://127.0.0.1:9/book.txt')])
-    for part in ('http://127.0.0.1:9/book.txt', str(home / 'data' / 'book' / 'book.txt'), 'stdlib'):
-        assert part in str(error.value)
-
-
 @pytest.mark.parametrize('name', sorted(p.stem for p in (REPOSITORY / 'data').glob('*.py')))
 def test_every_recipe_can_be_read(name):
     options = prepare.read_options([str(REPOSITORY / 'data' / f'{name}.py')])
@@ -360,8 +201,210 @@ def test_every_recipe_can_be_read(name):
 @pytest.mark.skipif('DATA_MIRROR' not in os.environ,
                     reason='needs DATA_MIRROR, a folder with tinyshakespeare.txt')
 def test_tiny_shakespeare_is_the_known_corpus(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare.config, 'ROOT', tmp_path)
+    monkeypatch.setattr(folio.options, 'ROOT', tmp_path)
     prepare.main([str(REPOSITORY / 'data' / 'shakespeare_char.py')])
     meta, train, _ = read(tmp_path / 'data' / 'shakespeare_char')
     assert meta['vocab_size'] == 65 and meta['tokens'] == {'train': 1_003_854, 'val': 111_540}
     assert train.startswith('First Citizen:\nBefore we proceed')
+
+
+def test_newlines_and_a_byte_order_mark_stay_as_they_are(home):
+    (home / 'x.txt').write_bytes(b'\xef\xbb\xbfone\r\ntwo\rthree\n' * 9)
+    prepare.main(['--input=x.txt', '--tokenizer=byte', '--name=some'])
+    files = [(home / 'data' / 'some' / f'{split}.bin') for split in ('train', 'val')]
+    ids = np.concatenate([np.fromfile(file, '<u2') for file in files])
+    assert bytes(ids.tolist()) == (home / 'x.txt').read_bytes()
+
+
+def test_a_hash_below_the_fraction_of_its_range_is_what_chooses_validation():
+    def document(digest):
+        made = texts.Document(lambda: ['x'])
+        made.digest = lambda: digest
+        return made
+    digests = [0, 2 ** 62 - 1, 2 ** 62, 2 ** 64 - 1]
+    splits = [split for split, _ in prepare.split_by_hash(map(document, digests), 0.25)]
+    assert splits == ['val', 'val', 'train', 'train']
+
+
+def test_a_document_across_the_cut_comes_in_two_parts():
+    documents = [texts.Document(lambda pieces=pieces: pieces)
+                 for pieces in (['ab', 'c'], [], ['de', '', 'fg'], ['h'])]
+    for cut, expected in ((5, [('train', 'abc'), ('train', 'de'), ('val', 'fg'), ('val', 'h')]),
+                          (3, [('train', 'abc'), ('val', 'defg'), ('val', 'h')]),
+                          (1, [('train', 'a'), ('val', 'bc'), ('val', 'defg'), ('val', 'h')])):
+        parts = prepare.split_by_position(documents, cut)
+        assert [(split, ''.join(pieces)) for split, pieces in parts] == expected
+
+
+def test_meta_counts_documents_characters_bytes_and_tokens(home):
+    for i, text in enumerate(('ü one\n', 'two', '', 'three\n' * 9)):
+        (home / f'{i}.txt').write_text(text)
+    prepare.main(['--input=*.txt', '--tokenizer=byte', '--name=some', '--val_fraction=0.3'])
+    meta, train, val = read(home / 'data' / 'some')
+    whole = ''.join((home / f'{i}.txt').read_text() for i in range(4))
+    with_tiny = len(whole) + len(TEXT)
+    assert (meta['documents'], meta['characters'], meta['bytes']) == (5, with_tiny, with_tiny + 1)
+    assert meta['tokens'] == {'train': len(train.encode()), 'val': len(val.encode())}
+    assert sum(meta['tokens'].values()) == meta['bytes'] + 1  # a newline after 'two'
+
+
+def test_no_bin_is_ever_beside_the_meta_of_another(home, monkeypatch):
+    folder, steps = home / 'data' / 'tiny', []
+
+    def replace(source, target):
+        steps.append((target.name, sorted(path.name for path in folder.glob('*.bin'))))
+        source.rename(target)
+    monkeypatch.setattr(prepare.os, 'replace', replace)
+    prepare.main(['--input=tiny.txt', '--name=tiny'])
+    assert steps == [('meta.json', []), ('val.bin', []), ('train.bin', ['val.bin'])]
+
+
+def test_reading_a_data_set_loads_neither_the_network_nor_compressions_nor_torch():
+    command = 'import sys, {}; print(*{{"torch", "http.client", "lzma"}} & set(sys.modules))'
+    loaded = [subprocess.run([sys.executable, '-c', command.format(name)], cwd=REPOSITORY,
+                             capture_output=True, text=True, check=True).stdout
+              for name in ('numpy', 'prepare')]
+    assert loaded[0] == loaded[1]
+
+
+def test_a_data_set_of_the_old_layout_opens(home):
+    folder = home / 'data' / 'old'
+    folder.mkdir()
+    (home / 'data' / 'old.py').write_text("input = 'tiny.txt'\n")
+    recipe = {'input': ['tiny.txt'], 'url': [], 'sha256': [], 'file': None, 'max_files': None,
+              'field': 'text', 'tokenizer': 'char', 'max_vocab': None, 'val_fraction': 0.1,
+              'workers': None, 'name': 'old'}
+    (folder / 'meta.json').write_text(json.dumps({
+        'tokenizer': {'kind': 'char', 'chars': 'ab'}, 'vocab_size': 2, 'dtype': 'uint16',
+        'tokens': {'train': 4, 'val': 2}, 'documents': 1, 'characters': 6, 'bytes': 6,
+        'bytes_per_token': 1.0, 'seconds': 0.0, 'recipe': recipe}))
+    (folder / 'train.bin').write_bytes(b'\0\0\1\0\1\0\0\0')
+    (folder / 'val.bin').write_bytes(b'\1\0\0\0')
+    train, val, meta = open_corpus('old')
+    assert (train.read(0, 4).tolist(), val.read(0, 2).tolist()) == ([0, 1, 1, 0], [1, 0])
+    assert meta['recipe'] == recipe
+
+
+def test_the_raw_files_of_a_recipe_are_found_below_the_scripts(home, monkeypatch, tmp_path_factory):
+    (home / 'data' / 'other.py').write_text("input = ['tiny.txt', '*.txt']\n")
+    monkeypatch.chdir(tmp_path_factory.mktemp('elsewhere'))
+    assert prepare.recipe_files('other') == [home / 'tiny.txt'] * 2
+
+
+# --- token files, read ---------------------------------------------------------------------------
+
+@pytest.fixture
+def tokens(tmp_path):
+    path = tmp_path / 'some.bin'
+    (np.arange(1000) % 50).astype('<u2').tofile(path)
+    return Tokens([path], '<u2', 50)
+
+
+def test_windows_are_the_tokens_at_their_starts(tokens):
+    windows = tokens.windows(np.array([0, 49, 990]), 5)
+    assert windows.tolist() == [[0, 1, 2, 3, 4], [49, 0, 1, 2, 3], [40, 41, 42, 43, 44]]
+
+
+def test_a_token_beyond_the_vocabulary_is_named_with_its_place(tokens):
+    tokens.vocab_size = 44
+    with pytest.raises(UserError, match='token 994 of the split is 44, beyond') as error:
+        tokens.windows(np.array([0, 990]), 5)
+    assert error.value.any_rank
+
+
+def test_a_bin_file_of_odd_length_is_refused(tmp_path):
+    (tmp_path / 'odd.bin').write_bytes(b'abc')
+    with pytest.raises(UserError, match='3 bytes'):
+        Tokens([tmp_path / 'odd.bin'], '<u2', 50)
+
+
+def shard(path, ids):
+    """A token file as llm.c writes it."""
+    head = np.zeros(256, '<i4')
+    head[:3] = 20240520, 1, len(ids)
+    path.write_bytes(head.tobytes() + np.asarray(ids, '<u2').tobytes())
+
+
+def test_shards_with_and_without_a_header_are_read_as_one(tmp_path):
+    shard(tmp_path / 'a.bin', range(10))
+    np.arange(10, 13, dtype='<u2').tofile(tmp_path / 'b.bin')
+    shard(tmp_path / 'c.bin', [])
+    shard(tmp_path / 'd.bin', range(13, 20))
+    tokens = Tokens(sorted(tmp_path.iterdir()), '<u2', 50)
+    assert len(tokens) == 20
+    for start in range(20):
+        for length in range(1, 21 - start):
+            assert tokens.read(start, length).tolist() == list(range(start, start + length))
+
+
+def test_a_shard_that_is_shorter_than_its_header_says_is_refused(tmp_path):
+    shard(tmp_path / 'a.bin', range(10))
+    (tmp_path / 'a.bin').write_bytes((tmp_path / 'a.bin').read_bytes()[:-2])
+    with pytest.raises(UserError, match='a.bin is half made.* 10 tokens'):
+        Tokens([tmp_path / 'a.bin'], '<u2', 50)
+
+
+def test_the_shards_of_a_folder_are_one_corpus(home):
+    folder = home / 'data' / 'foreign'
+    folder.mkdir()
+    for i in (1, 2):
+        shard(folder / f'fineweb_train_{i:06}.bin', np.full(100, i))
+    shard(folder / 'fineweb_val_000000.bin', range(50))
+    train, val, meta = open_corpus('foreign')
+    assert (len(train), len(val), meta['vocab_size']) == (200, 50, 50257)
+    assert train.read(99, 2).tolist() == [1, 2]
+
+
+def test_a_half_made_data_set_is_refused(home):
+    path = home / 'data' / 'tiny' / 'val.bin'
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match='val.bin is half made.*run prepare'):
+        open_corpus('tiny')
+
+
+def test_an_absent_data_set_names_the_recipes_and_the_way_to_make_one(home):
+    (home / 'data' / 'known.py').write_text('')
+    with pytest.raises(UserError, match='recipes: known;.*prepare.py --input=FILE --name=other'):
+        open_corpus('other')
+
+
+def test_a_missing_data_set_is_prepared_by_its_recipe_but_not_under_torchrun(home, monkeypatch):
+    (home / 'data' / 'other.py').write_text("input = 'tiny.txt'\ntokenizer = 'byte'\n")
+    monkeypatch.setenv('RANK', '0')
+    with pytest.raises(UserError, match='first run python prepare.py'):
+        open_corpus('other')
+    monkeypatch.delenv('RANK')
+    train, val, meta = open_corpus('other')
+    assert len(train) + len(val) == len(TEXT) and meta['vocab_size'] == 256
+
+
+def test_a_recipe_that_changed_is_a_warning(home, capsys):
+    recipe = home / 'data' / 'other.py'
+    recipe.write_text("input = 'tiny.txt'\ntokenizer = 'byte'\n")
+    open_corpus('other')
+    open_corpus('other')
+    assert 'warning' not in capsys.readouterr().out
+    recipe.write_text("input = 'tiny.txt'\ntokenizer = 'char'\n")
+    open_corpus('other')
+    assert 'other options than' in capsys.readouterr().out
+
+
+def test_files_without_meta_are_taken_as_gpt2(home, capsys):
+    folder = home / 'data' / 'foreign'
+    folder.mkdir()
+    for name in ('train.bin', 'val.bin'):
+        np.arange(200, dtype='<u2').tofile(folder / name)
+    assert open_corpus('foreign')[2]['vocab_size'] == 50257
+    assert "taken as GPT-2's" in capsys.readouterr().out
+    (folder / 'meta.pkl').write_bytes(b'')
+    with pytest.raises(UserError, match='meta.pkl'):
+        open_corpus('foreign')
+
+
+def test_a_vocabulary_above_65536_takes_four_bytes(home):
+    folder = home / 'data' / 'tiny'
+    meta = json.loads((folder / 'meta.json').read_text())
+    for split, count in meta['tokens'].items():
+        np.full(count, 70_000, '<u4').tofile(folder / f'{split}.bin')
+    (folder / 'meta.json').write_text(json.dumps(meta | {'dtype': 'uint32', 'vocab_size': 70_001}))
+    assert open_corpus('tiny')[0].windows([0], 3).tolist() == [[70_000] * 3]

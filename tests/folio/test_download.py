@@ -1,0 +1,125 @@
+"""Raw files from a web server of this machine."""
+
+import functools
+import http.server
+import threading
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from conftest import TEXT
+
+import prepare
+from folio.cli import UserError
+from folio.tokenizer import Tokenizer
+
+DIGEST = sha256(TEXT.encode()).hexdigest()
+
+
+def read_back(name):
+    """The text of both splits of a prepared data set."""
+    train, val, meta = prepare.open_corpus(name)
+    tokenizer = Tokenizer(meta['tokenizer'])
+    return ''.join(tokenizer.decode(ids.read(0, len(ids)).tolist()) for ids in (train, val))
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Serves files; the rest of one where asked for; it breaks off after `enough` bytes."""
+    enough, asked = None, []
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        Server.asked.append(self.headers['Range'])
+        body = Path(self.translate_path(self.path)).read_bytes()
+        start = int((self.headers['Range'] or 'bytes=0-')[6:-1])
+        if start >= len(body):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header('Content-Length', str(len(body) - start))
+        self.end_headers()
+        self.wfile.write(body[start:][:Server.enough])
+
+
+@pytest.fixture
+def server(tmp_path_factory):
+    """A web server of this machine, with the text at /book.txt: its address and its folder."""
+    folder = tmp_path_factory.mktemp('web')
+    (folder / 'book.txt').write_text(TEXT)
+    handler = functools.partial(Server, directory=str(folder))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{web.server_port}', folder
+        web.shutdown()
+
+
+def recipe(home, url, **more):
+    lines = [f'{name} = {value!r}' for name, value in {'url': url, **more}.items()]
+    (home / 'data' / 'book.py').write_text('\n'.join(lines))
+    return str(home / 'data' / 'book.py')
+
+
+def test_a_recipe_is_downloaded_once_and_checked(home, server):
+    url, folder = server
+    prepare.main([recipe(home, f'{url}/book.txt', sha256=DIGEST)])
+    assert read_back('book') == TEXT
+    (folder / 'book.txt').unlink()
+    prepare.main([recipe(home, f'{url}/book.txt', sha256=DIGEST)])
+
+
+def test_a_download_goes_on_where_it_broke_off(home, server, monkeypatch, capsys):
+    url, folder = server
+    monkeypatch.setattr(Server, 'enough', 4000)
+    monkeypatch.setattr(Server, 'asked', [])
+    prepare.main([recipe(home, f'{url}/book.txt', sha256=DIGEST)])
+    assert Server.asked == [None, *(f'bytes={n}-' for n in range(4000, len(TEXT), 4000))]
+    assert '1 file, 0.0 MB, to be fetched' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('part', [TEXT, TEXT + 'more'])
+def test_a_download_that_was_whole_or_too_long_is_fetched_anew(home, server, part):
+    url, _ = server
+    (home / 'data' / 'book').mkdir()
+    (home / 'data' / 'book' / 'book.txt.part').write_text(part)
+    prepare.main([recipe(home, f'{url}/book.txt', sha256=DIGEST)])
+    assert read_back('book') == TEXT
+
+
+def test_several_urls_or_the_first_of_them_are_documents(home, server):
+    url, folder = server
+    (folder / 'second.txt').write_text('the second\n' * 9)
+    second = sha256((folder / 'second.txt').read_bytes()).hexdigest()
+    path = recipe(home, [f'{url}/book.txt', f'{url}/second.txt'], sha256=[DIGEST, second])
+    prepare.main([path, '--tokenizer=byte'])
+    assert read_back('book') == TEXT + 'the second\n' * 9
+    prepare.main([path, '--max_files=1'])
+    assert read_back('book') == TEXT
+
+
+def test_a_mirror_is_a_folder_or_a_url(home, server, monkeypatch):
+    url, folder = server
+    for mirror in (url, str(folder)):
+        monkeypatch.setenv('DATA_MIRROR', mirror)
+        for path in (home / 'data').glob('book/*'):
+            path.unlink()
+        prepare.main([recipe(home, 'http://127.0.0.1:9/other.txt', file='book.txt', sha256=DIGEST)])
+        assert read_back('book') == TEXT
+
+
+def test_a_wrong_checksum_is_refused_wherever_the_file_came_from(home, server):
+    url, folder = server
+    path = recipe(home, f'{url}/book.txt', sha256='0' * 64)
+    with pytest.raises(UserError, match=f'{DIGEST}, not 000'):
+        prepare.main([path])
+    assert not (home / 'data' / 'book' / 'book.txt').exists()
+    (home / 'data' / 'book' / 'book.txt').write_text(TEXT)
+    with pytest.raises(UserError, match=f'{DIGEST}, not 000'):
+        prepare.main([path])
+
+
+def test_without_a_network_the_line_names_the_url_the_place_and_the_way_out(home):
+    with pytest.raises(UserError) as error:
+        prepare.main([recipe(home, 'http://127.0.0.1:9/book.txt')])
+    for part in ('http://127.0.0.1:9/book.txt', str(home / 'data' / 'book' / 'book.txt'), 'stdlib'):
+        assert part in str(error.value)

@@ -1,0 +1,114 @@
+"""Documents out of files."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from folio import texts
+from folio.cli import UserError
+
+WRITERS = {'': open, '.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
+
+
+def contents(paths, field='text'):
+    """The text of each document of the files."""
+    return [''.join(document.pieces()) for document in texts.documents(paths, field)]
+
+
+def test_files_folders_and_globs_are_read_in_order(home):
+    (home / 'texts' / 'deep').mkdir(parents=True)
+    (home / 'texts' / '.hidden').write_text('H')
+    for name, text in (('b.txt', 'B'), ('a.txt', 'A'), ('deep/c.txt', 'C'), ('d.md', 'D')):
+        (home / 'texts' / name).write_text(text)
+    for patterns, expected in (
+            (['texts'], 'ABDC'), (['texts/*.txt'], 'AB'), (['texts/**/*.txt'], 'ABC'),
+            (['texts/d.md', 'texts/a.txt'], 'DA')):
+        assert ''.join(contents(texts.input_files(patterns))) == expected
+
+
+@pytest.mark.parametrize('packed', WRITERS)
+def test_text_and_json_lines_are_read_compressed_or_not(tmp_path, packed):
+    plain, lines = tmp_path / f'a.txt{packed}', tmp_path / f'b.jsonl{packed}'
+    with WRITERS[packed](plain, 'wb') as file:
+        file.write('straße\r\n'.encode())
+    with WRITERS[packed](lines, 'wb') as file:
+        file.write(b'{"text": "one"}\r\n\n{"text": "tw\\ud800o"}')
+    assert contents([plain, lines]) == ['straße\r\n', 'one', 'tw\ufffdo']
+
+
+@pytest.mark.parametrize('packed', ['.gz', '.bz2', '.xz', '.zst', '.parquet', '.parquet.gz'])
+def test_a_file_cut_short_is_refused(tmp_path, packed):
+    text = ''.join(f'{i * i} ' for i in range(9999)).encode()
+    if packed == '.zst':
+        data = pytest.importorskip('zstandard').compress(text)
+    elif packed == '.parquet':
+        data = b'PAR1' + text
+    else:
+        data = {'.bz2': bz2, '.xz': lzma}.get(packed, gzip).compress(text)
+    path = tmp_path / f'x{packed}'
+    path.write_bytes(data[:len(data) // 2])
+    with pytest.raises(UserError, match=f'x{packed} cannot be read|pip install') as error:
+        contents([path])
+    assert '\n' not in str(error.value)
+
+
+def test_zstandard_is_read_in_frames_and_by_lines(tmp_path):
+    zstandard = pytest.importorskip('zstandard')
+    lines = [json.dumps({'text': f'{i} ' * 99}).encode() + b'\n' for i in range(300)]
+    path = tmp_path / 'x.jsonl.zst'
+    halves = [b''.join(lines[:150])[:-9], b''.join(lines[:150])[-9:] + b''.join(lines[150:])]
+    path.write_bytes(b''.join(map(zstandard.compress, halves)))
+    assert contents([path]) == [f'{i} ' * 99 for i in range(300)]
+
+
+def test_parquet_is_read_compressed_or_not(tmp_path):
+    pyarrow, parquet = (pytest.importorskip(name) for name in ('pyarrow', 'pyarrow.parquet'))
+    path = tmp_path / 'a.parquet'
+    parquet.write_table(pyarrow.table({'text': ['one', None, 'two']}), path)
+    (tmp_path / 'b.parquet.gz').write_bytes(gzip.compress(path.read_bytes()))
+    assert contents([path, tmp_path / 'b.parquet.gz']) == ['one', 'two'] * 2
+    with pytest.raises(UserError, match='a.parquet: no column is called story .* text'):
+        contents([path], 'story')
+
+
+def test_the_offset_of_a_broken_byte_is_right_across_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, 'PIECE', 4)
+    for good in ('abcde', 'é' * 5, 'ab世世'):
+        (tmp_path / 'binary').write_bytes(good.encode() + b'\xe4x')
+        with pytest.raises(UserError, match=f'byte {len(good.encode())} is'):
+            contents([tmp_path / 'binary'])
+
+
+@given(st.lists(st.text(alphabet='ab .\n', max_size=8)))
+def test_pieces_of_a_document_end_before_a_space_after_something_else(pieces):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, 'PIECE', 4)
+        cut = list(texts.at_words(pieces))
+    assert ''.join(cut) == ''.join(pieces)
+    for text, after in zip(cut, cut[1:], strict=False):
+        assert len(text) > 64 or (after[0] == ' ' and not text[-1].isspace())
+
+
+@given(st.lists(st.text(max_size=8)))
+def test_groups_hold_all_pieces_and_are_full_but_the_last(pieces):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, 'PIECE', 10)
+        groups = list(texts.group_pieces(pieces))
+    assert sum(groups, []) == pieces
+    assert all(sum(map(len, group)) >= 10 for group in groups[:-1])
+    assert all(sum(map(len, group[:-1])) < 10 for group in groups)
+
+
+def test_a_separator_stands_between_documents_of_one_split():
+    parts = [('train', ['a', 'b']), ('val', ['c\n']), ('train', []), ('train', ['', 'd\n', 'e\n']),
+             ('train', ['f']), ('val', ['g'])]
+    for always, expected in ((False, 'ab|d\ne\nf'), (True, 'ab|d\ne\n|f')):
+        made = [text or '|' for split, text in texts.separated(parts, always) if split == 'train']
+        assert ''.join(made) == expected
+    made = [text for split, text in texts.separated(parts, True) if split == 'val']
+    assert made == ['c\n', texts.SEPARATOR, 'g']
