@@ -98,6 +98,8 @@ class KVCache:
 
 
 def make_norm(config, size):
+    """The norm of vectors (..., size), layernorm or RMSNorm (Zhang & Sennrich 2019,
+    arXiv:1910.07467)."""
     if config.norm == 'layernorm':
         return nn.LayerNorm(size, config.norm_eps, config.norm_weight, bias=config.bias)
     return nn.RMSNorm(size, config.norm_eps, config.norm_weight)
@@ -189,6 +191,7 @@ class MLP(nn.Module):
         self.proj.residual = True
 
     def activate(self, x):
+        """The activation of what `up` puts out: (B, T, n_inner), from twice as many for SwiGLU."""
         if self.kind == 'gelu':  # GPT-2's (Hendrycks & Gimpel 2016, arXiv:1606.08415)
             return F.gelu(x, approximate='tanh')
         if self.kind == 'gelu_erf':

@@ -43,6 +43,7 @@ class Continuation:
         self.text, self.taken, self.ended = '', 0, False
 
     def add(self, token):
+        """Take the next id."""
         self.text += self.decode(token)
         end = self.text.find(self.stop, self.taken) if self.stop else -1
         if end >= 0:
@@ -58,11 +59,13 @@ class Continuation:
         return self.text[before:self.taken]
 
     def rest(self):
+        """What is left when no more ids come."""
         self.ended = True
         return self.take()
 
 
 def main(argv):
+    """Print the samples that the options in argv ask for."""
     options, _ = parse(SampleConfig, argv)
     state = checkpoint.load(options.out_dir)
     if state['tokenizer'] is None:

@@ -95,10 +95,11 @@ class Run:
 
 
 def main(argv):
+    """Train what the options in argv say; returns the exit code."""
     options, given = folio.options.parse(TrainConfig, argv)
     options, state, resumed = starting_point(options, given)
     check_batches(options)
-    with open_machine(options) as machine:
+    with open_machine(options, options.compile) as machine:
         return train(options, state, resumed, machine)
 
 
@@ -561,10 +562,12 @@ def distribute(model, machine):
 
 
 def is_due(step, first_step, interval):
+    """Whether a multiple of the interval was reached since the run started or went on."""
     return step > first_step and step % interval == 0
 
 
 def is_logged(step, first_step, options):
+    """Whether a line of progress is due; the first step has one."""
     return step % options.log_interval == 0 or step == first_step + 1
 
 

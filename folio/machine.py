@@ -24,6 +24,7 @@ class Machine:
     world: int = 1
 
     def autocast(self):
+        """A context in which matrix products are made in `dtype`."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def sum(self, tensor):
@@ -64,14 +65,14 @@ class Machine:
 
 
 @contextlib.contextmanager
-def open_machine(options):
-    """The Machine of the options device, dtype and compile; under torchrun connected to the others,
-    and only rank 0 prints. compile is False where the options have none."""
+def open_machine(options, compile=False):
+    """The Machine of the options device and dtype, and of `compile`, as choose_compile takes it;
+    under torchrun connected to the others, and only rank 0 prints."""
     keep_memory()
     device = choose_device(options.device)
     machine = Machine(device, choose_dtype(options.dtype, device))
     with process_group(machine), quiet(machine.rank > 0), out_of_memory(options):
-        machine.compiled = choose_compile(getattr(options, 'compile', False), device)
+        machine.compiled = choose_compile(compile, device)
         yield machine
 
 

@@ -39,6 +39,7 @@ def hidden_matrices(model):
 
 
 def make_adamw(params, options):
+    """AdamW with the options' peak rate and betas; what is no matrix does not decay."""
     groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': options.weight_decay},
               {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0}]
     groups = [group | {'peak_lr': options.learning_rate} for group in groups if group['params']]

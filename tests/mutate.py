@@ -1,0 +1,161 @@
+"""Change one line of a module at a time, and see whether the tests of its room notice.
+
+    python tests/mutate.py                  all, about a quarter of an hour on two cores
+    python tests/mutate.py model optim      those of some modules
+    python tests/mutate.py --list
+
+Each mutation is made in a copy of the repository, where the tests of its module alone run until one
+fails, a minute at most. What is printed are the mutations that survive; the exit code is their
+number. A mutation whose line is no longer in the source is an error: it has to follow the code.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SECONDS = 60
+MUTATIONS = {  # module: [(its text, what stands there instead)]
+    'model.py': [
+        ('triu(1)', 'triu(2)'),
+        ('alpha=D ** -0.5', 'alpha=D ** -1.0'),
+        ('second * cos + first * sin', 'second * cos - first * sin'),
+        ('F.dropout(scores.softmax(dim=-1), dropout)', 'scores.softmax(dim=-1)'),
+        ('x = self.dropout(x)\n', ''),
+        ('x = x + self.dropout(self.attention(', 'x = x + (self.attention('),
+        ("F.gelu(x, approximate='tanh')", 'F.gelu(x)'),
+        ('F.relu(x).square()', 'F.relu(x)'),
+        ('F.silu(gate) * x', 'F.silu(x) * gate'),
+        ('0.02 / (2 * self.config.n_layer) ** 0.5', '0.02'),
+        ('q, k = self.q_norm(q), self.k_norm(k)', 'q = self.q_norm(q)'),
+        ('reduction=\'sum\')', 'reduction=\'sum\') * 1.001'),
+        ('window = window[:, -max(1, limit // 2):]', 'window = window[:, -limit:]'),
+        ('likelier >= top_p', 'likelier > 2 * top_p'),
+        ('probs[:, top_k:] = 0', 'probs[:, top_k + 1:] = 0'),
+        ('[q, kv, kv]', '[q + 2 * kv]'),
+        ('return model.eval()', 'return model'),
+    ],
+    'train.py': [
+        ('x ^ (x >> 30)', 'x'),
+        ('offset + block_size * permute', 'block_size * permute'),
+        ('windows[:, :-1], windows[:, 1:]', 'windows[:, :-1], windows[:, :-1]'),
+        ('(progress.step + 1) / (options.warmup_steps + 1)', '1.0'),
+        ('(1 + math.cos(math.pi * min(1, done))) / 2', '(1 - min(1, done))'),
+        ('rise - rise % start', 'rise'),
+        ('longest or math.inf', 'math.inf'),
+        ('loss = runner(x, y) / (size // micro)', 'loss = runner(x, y)'),
+        ('first = progress.sequences + machine.rank * size', 'first = progress.sequences'),
+        ('random_key(seed, step, micro_step, rank)', 'random_key(seed, micro_step, rank)'),
+        ('best, progress.best_loss = loss < progress.best_loss,',
+         'best, progress.best_loss = True,'),
+        ('    model.train()\n    nats, n_bytes', '    nats, n_bytes'),
+        ('- 1  # all but the first', '- 2'),
+        ('batches[machine.rank::machine.world]', 'batches'),
+        ('tokens = (progress.sequences - sequences) * options.block_size',
+         'tokens = 2 * (progress.sequences - sequences) * options.block_size'),
+        ('load_states(optimizers, state[\'optimizers\'])\n', ''),
+        ("generator = torch.Generator(device).manual_seed(seed)", 'generator = None'),
+        ("'loss': loss, 'gradient norm': norm", "'gradient norm': None"),
+        ("group['lr'] = group['peak_lr'] * factor", "group['lr'] = group['peak_lr']"),
+        ('    if not resumed:\n        machine.on_rank_0(checkpoint.move_old_run, folder)\n', ''),
+        ('if folder.resolve() in (source, source.parent):', 'if False:'),
+        ("state['config']['block_size']", '10 ** 9'),
+    ],
+    'folio/optim.py': [
+        ('betas=(options.beta1, options.beta2)', 'betas=(options.beta2, options.beta1)'),
+        ('return p.grad.lerp(average, momentum)', 'return average'),
+        ('1 - lr * weight_decay', '1 - weight_decay'),
+        ('max(1, height / width) ** 0.5', '1.0'),
+        ("'weight_decay': 0.0}]", "'weight_decay': options.weight_decay}]"),
+        ('group.update(setting)', 'pass'),
+        ('range(steps)', 'range(steps - 4)'),
+        ('stacked.get(name, [len(p)])', '[len(p)]'),
+    ],
+    'folio/options.py': [
+        ('value is not None and not COMPARISONS', 'value is not None and COMPARISONS'),
+        ("return path if path.exists() or", 'return path if'),
+        ("value.replace(r'\\n', '\\n')", 'value'),
+        ('if kind in (InPath, OutPath) and not typed', 'if kind in (InPath, OutPath)'),
+        ('if type(value) is kind:', 'if isinstance(value, kind):'),
+        ("key.startswith('_') or ", ''),
+    ],
+    'folio/cli.py': [
+        ("if rank_0 or getattr(error, 'any_rank', True)", "if getattr(error, 'any_rank', True)"),
+        ('sys.exit(130)', 'sys.exit(0)'),
+        ('splitlines()[0]', 'splitlines()[-1]'),
+    ],
+    'folio/checkpoint.py': [
+        ("path = path / 'best.pt' if (path / 'best.pt').exists() else path / 'ckpt.pt'",
+         "path = path / 'ckpt.pt'"),
+        ('os.replace(temporary, path)', 'shutil.copy(temporary, path)'),
+        ('temporary.unlink(missing_ok=True)', 'pass'),
+        ('weights_only=True', 'weights_only=False'),
+        ('not same_tokenizer(ours, spec)', 'False'),
+        ("vocab_size < meta['vocab_size']", "vocab_size < meta['vocab_size'] - 1"),
+        ('if given.get(name) not in (None, saved.get(name))', 'if False'),
+        ("('ckpt.pt', 'best.pt', 'log.jsonl')", "('ckpt.pt',)"),
+    ],
+    'folio/journal.py': [
+        ("if record['step'] <= step]", "if record['step'] < step]"),
+        ('int(number) <= step', 'True'),
+        ("newline=''", 'newline=None'),
+        ("tracker.log(record, step=record['step'])", 'tracker.log(record, step=0)'),
+        ("key=lambda record: record['val_loss']", "key=lambda record: -record['val_loss']"),
+    ],
+    'folio/machine.py': [
+        ('dist.all_reduce(values, dist.ReduceOp.MAX)', 'pass'),
+        ('if highest != -lowest:', 'if False:'),
+        ('enabled=self.dtype != torch.float32', 'enabled=False'),
+        ('            raise KeyboardInterrupt\n', '            return\n'),
+        ('            raise\n', '            pass\n'),
+    ],
+}
+
+
+def tests_of(module):
+    """The file of tests next door to a module."""
+    folder, name = os.path.split(module)
+    return os.path.join('tests', folder, f'test_{name}')
+
+
+def survives(module, text, other):
+    """Whether no test of the module's room fails, within a minute, when `other` replaces `text`."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, 'folio')
+        shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(
+            '.git', 'out', '__pycache__', '.venv', '*.bin.tmp'))
+        source = (copy / module).read_text(encoding='utf-8')
+        if text not in source:
+            raise SystemExit(f'{module} no longer has: {text}')
+        (copy / module).write_text(source.replace(text, other, 1), encoding='utf-8')
+        command = [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider',
+                   tests_of(module)]
+        try:
+            return subprocess.run(command, cwd=copy, capture_output=True, timeout=SECONDS,
+                                  env=os.environ | {'OMP_NUM_THREADS': '1'}).returncode == 0
+        except subprocess.TimeoutExpired:
+            return True
+
+
+def main(argv):
+    modules = [module for module in MUTATIONS if not set(argv) - {'--list'}
+               or Path(module).stem in argv]
+    survivors, count = [], 0
+    for module in modules:
+        for text, other in MUTATIONS[module]:
+            count += 1
+            name = f'{module}: {text.strip()!r} -> {other.strip()!r}'
+            if '--list' in argv:
+                print(name)
+            elif survives(module, text, other):
+                survivors.append(name)
+                print(f'survived  {name}', flush=True)
+    print(f'{count} mutations' + ('' if '--list' in argv else f', {len(survivors)} survived'))
+    return len(survivors)
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
