@@ -38,8 +38,8 @@ class SampleConfig:
 class Continuation:
     """The text of one sample as its tokens come; it ends before the stop text."""
 
-    def __init__(self, tokenizer, stop):
-        self.decode, self.stop = tokenizer.stream(), stop
+    def __init__(self, tokenizer, prompt_ids, stop):
+        self.decode, self.stop = tokenizer.stream(prompt_ids), stop
         self.text, self.taken, self.ended = '', 0, False
 
     def add(self, token):
@@ -83,9 +83,9 @@ def main(argv):
         idx, options.max_new_tokens, options.temperature, options.top_k, options.top_p,
         tokenizer.vocab_size, torch.Generator(device).manual_seed(options.seed))
     if options.num_samples == 1:
-        stream(tokens, prompt, Continuation(tokenizer, options.stop))
+        stream(tokens, prompt, Continuation(tokenizer, ids, options.stop))
     else:
-        print_all(tokens, prompt, [Continuation(tokenizer, options.stop) for _ in idx])
+        print_all(tokens, prompt, [Continuation(tokenizer, ids, options.stop) for _ in idx])
 
 
 def read_prompt(start):

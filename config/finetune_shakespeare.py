@@ -1,12 +1,9 @@
 # GPT-2's weights on tiny Shakespeare in GPT-2's tokens. First
-#   python convert.py --from=gpt2 --out_dir=out/gpt2
+#   python tools/convert.py --from=gpt2 --out_dir=out/gpt2
 # Larger ones need a GPU of their size: --init_from=out/gpt2-xl --micro_batch_size=2
 import torch
 
-from config import ROOT as _ROOT
-
-dataset, init_from = 'shakespeare', 'out/gpt2'
-out_dir = str(_ROOT / 'out/finetune_shakespeare')
+dataset, init_from, out_dir = 'shakespeare', 'out/gpt2', 'out/finetune_shakespeare'
 optimizer, learning_rate, min_lr, beta2 = 'adamw', 3e-5, 3e-6, 0.95
 dropout, weight_decay = 0.1, 0.1
 if torch.cuda.is_available():

@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 import model
-import script
+from folio import cli
 
 
 def explicit(q, k, v, dropout=0.0):
@@ -96,4 +96,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    script.run(main)
+    cli.run(main)

@@ -11,40 +11,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-import config
 import model
-import script
-from config import Text
-from run import load_model
-from script import UserError
+from folio import checkpoint, cli
+from folio.cli import UserError
+from folio.options import InPath, OutPath, Text, parse
+from folio.tokenizer import Tokenizer
 
 
 @dataclass
 class MapsConfig:
     """What to look at."""
-    out_dir: str = 'out/stdlib'  # a run's folder (its best.pt, else ckpt.pt) or a checkpoint file
+    out_dir: InPath = 'out/stdlib'  # a run's folder (best.pt, else ckpt.pt) or a checkpoint file
     text: Text = 'def main(argv):'  # what the model reads
-    picture: str = 'attention_maps.png'  # where the maps are drawn
+    picture: OutPath = 'attention_maps.png'  # where the maps are drawn
 
 
 def main(argv):
-    options, _ = config.parse(MapsConfig, argv)
-    network, tokenizer = load_model(options.out_dir)
-    if tokenizer is None or not network.config.n_layer:
-        raise UserError(f'{options.out_dir} has no {"attention" if tokenizer else "tokenizer"}')
+    options, _ = parse(MapsConfig, argv)
+    state = checkpoint.load(options.out_dir)
+    network = model.from_checkpoint(state)
+    if state['tokenizer'] is None:
+        raise UserError(f'{options.out_dir} has no tokenizer')
+    if not network.config.n_layer:
+        raise UserError(f'{options.out_dir} has no attention')
+    tokenizer = Tokenizer(state['tokenizer'])
     ids = tokenizer.encode(options.text)
     if not 0 < len(ids) <= network.config.block_size:
         raise UserError(f'--text has {len(ids)} tokens; the model takes 1 to '
                         f'{network.config.block_size}')
     labels = [tokenizer.decode([i]).replace('\n', '⏎').replace(' ', '␣') for i in ids]
     idx = torch.tensor([list(ids)], dtype=torch.int64)
-    draw(attention_maps(network, idx), labels, options.picture)
+    draw_maps(attention_maps(network, idx), labels, options.picture)
     print(f'{network.config.n_layer} layers of {network.config.n_head} heads: '
-          f'{script.short(options.picture)}')
+          f'{cli.short(options.picture)}')
 
 
 @torch.no_grad()
@@ -64,8 +67,8 @@ def attention_maps(network, idx):
     return maps
 
 
-def draw(maps, labels, picture):
-    """One map beside another, a row for each layer."""
+def draw_maps(maps, labels, picture):
+    """Draw the maps, a row for each layer and a column for each head, into a file."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -87,4 +90,4 @@ def draw(maps, labels, picture):
 
 
 if __name__ == '__main__':
-    script.run(main)
+    cli.run(main)

@@ -17,22 +17,22 @@ from pathlib import Path
 from typing import Literal
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn as nn
 
-import config
 import model
-import run
-import script
 import train
-from corpus import open_corpus
-from evaluation import measure, summary
-from machine import Machine
-from script import UserError
+from folio import checkpoint, cli
+from folio.cli import UserError
+from folio.journal import read_log
+from folio.machine import Machine
+from folio.options import parse
+from prepare import open_corpus
+from tools.measure import measure, summary
 
-BASE = [str(config.ROOT / 'config' / 'ladder' / '4_blocks.py'), '--n_embd=64', '--block_size=64']
+BASE = ['config/ladder/4_blocks.py', '--n_embd=64', '--block_size=64']
 DATASET = 'shakespeare_char'
 
 
@@ -110,6 +110,8 @@ change = mock.patch.object
 UNDIVIDED = change(model, 'attend', attend_undivided)
 VARIANCE_1 = change(model.GPT, '__init__', with_variance_1)
 UNCONNECTED = change(model.Block, 'forward', without_residual)
+RECURRENT = change(model, 'Attention', Recurrence)
+UNSTACKED = change(model.GPT, 'stacked_matrices', lambda self: {})  # the GRU has no qkv
 QUESTIONS = {  # question: {variant: (options, *changes)}
     'position': {name: ([f'--position={name}'],) for name in ('learned', 'rope', 'none')},
     'scale': {'4 heads of 16, divided': ([],), '4 heads of 16, not divided': ([], UNDIVIDED),
@@ -129,14 +131,14 @@ QUESTIONS = {  # question: {variant: (options, *changes)}
             'none': (['--mlp=none'],),
             'none, 12 blocks': (['--mlp=none', '--n_layer=12'],)},
     'rnn': {'attention': ([],), 'attention, RoPE': (['--position=rope'],),
-            'GRU': ([], change(model, 'Attention', Recurrence))},
+            'GRU': ([], RECURRENT, UNSTACKED)},
 }
 
 
 # --- the measurement -----------------------------------------------------------------------------
 
 def main(argv):
-    options, _ = config.parse(QuestionConfig, argv)
+    options, _ = parse(QuestionConfig, argv)
     variants = QUESTIONS[options.question]
     results = {name: [] for name in variants}
     for seed in options.seeds:
@@ -146,14 +148,20 @@ def main(argv):
                     changed.enter_context(one)
                 results[name].append(one_run(seed, options.max_steps, more))
             print(f'{name}, seed {seed}: {results[name][-1][1]:.4f}', file=sys.stderr)
-    last = '| of each window\'s last token ' if options.question == 'mask' else ''
-    print(f'| | parameters | validation loss | range {last}| tokens/s |')
-    print(f'|---|---|---|---|{"---|" if last else ""}---|')
+    print_table(results, with_last=options.question == 'mask')
+
+
+def print_table(results, with_last):
+    """Print a row for each variant, from the list of what one_run returned. with_last: also the
+    loss of the last tokens."""
+    last_title, last_rule = ('| of each window\'s last token ', '---|') if with_last else ('', '')
+    print(f'| | parameters | validation loss | range {last_title}| tokens/s |')
+    print(f'|---|---|---|---|{last_rule}---|')
     for name, measured in results.items():
         sizes, losses, lasts, speeds = zip(*measured, strict=True)
+        last = f'| {statistics.mean(lasts):.3f} ' if with_last else ''
         print(f'| {name} | {sizes[0]:,} | {statistics.mean(losses):.3f} | {min(losses):.3f} to '
-              f'{max(losses):.3f} {f"| {statistics.mean(lasts):.3f} " if last else ""}| '
-              f'{statistics.median(speeds):,.0f} |')
+              f'{max(losses):.3f} {last}| {statistics.median(speeds):,.0f} |')
 
 
 def one_run(seed, steps, more):
@@ -163,16 +171,16 @@ def one_run(seed, steps, more):
                            f'--seed={seed}', f'--out_dir={folder}/run', *more])
         if code:
             raise UserError('interrupted')
-        *_, last = run.read_log(Path(folder, 'run'))
-        network, _ = run.load_model(Path(folder, 'run'))
-        speeds = [record['tokens_per_second'] for record in run.read_log(Path(folder, 'run'))]
+        records = read_log(Path(folder, 'run'))
+        network = model.from_checkpoint(checkpoint.load(Path(folder, 'run')))
         val = open_corpus(DATASET)[1]
     count, context = min(len(val), 2000), network.config.block_size
-    later = (torch.arange(count) > context).long()  # what is the last token of a window
+    later = (torch.arange(count) > context).long()  # 1 for each token that ends a window
     sums = measure(network, val, Machine(torch.device('cpu')), count, None, context, 1, later)
     size = sum(p.numel() for p in network.parameters())
-    return size, last['val_loss'], summary(sums[1])['loss'], statistics.median(speeds)
+    speed = statistics.median(record['tokens_per_second'] for record in records)
+    return size, records[-1]['val_loss'], summary(sums[1])['loss'], speed
 
 
 if __name__ == '__main__':
-    script.run(main)
+    cli.run(main)

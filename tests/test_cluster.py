@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from conftest import REPOSITORY
 
-import config
+from folio.options import parse
 from prepare import read_options
 from train import TrainConfig
 
@@ -34,7 +34,7 @@ def torchrun_of(script, tmp_path, *arguments, **variables):
 
 def options_of(words):
     """The options of train.py among torchrun's arguments."""
-    return config.parse(TrainConfig, words[words.index('train.py') + 1:])[0]
+    return parse(TrainConfig, words[words.index('train.py') + 1:])[0]
 
 
 def test_the_slurm_script_joins_the_nodes_and_passes_options_on(tmp_path, monkeypatch):

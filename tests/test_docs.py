@@ -10,9 +10,10 @@ from conftest import ENVIRONMENT, REPOSITORY, TINY
 
 import model
 import prepare
-import run
 import train
-from script import UserError
+from folio import checkpoint
+from folio.cli import UserError
+from folio.tokenizer import Tokenizer
 
 sys.path.insert(0, str(REPOSITORY / 'docs'))
 
@@ -49,7 +50,8 @@ def test_attention_three_ways_has_the_same_gradients():
                          ids=str)
 def test_the_maps_are_what_the_model_attends_to(home, more):
     train.main([*TINY, '--max_steps=2', '--out_dir=run', *more])
-    network, tokenizer = run.load_model('run')
+    state = checkpoint.load('run')
+    network, tokenizer = model.from_checkpoint(state), Tokenizer(state['tokenizer'])
     idx = torch.tensor(tokenizer.encode('the lazy dogs').tolist())[None]
     maps, watched = attention_maps.attention_maps(network, idx), []
     assert [weights.shape for weights in maps] == [(2, 13, 13)] * 2

@@ -90,7 +90,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(trained, home):
 @pytest.mark.parametrize('text', ['', 'aab', 'aaaab', 'ééaabx', 'xyxyz', 'aa'])
 def test_the_text_ends_before_the_stop_and_no_part_of_it_is_shown(text, stop):
     tokenizer = Tokenizer({'kind': 'byte'})
-    continuation, shown = sample.Continuation(tokenizer, stop), ''
+    continuation, shown = sample.Continuation(tokenizer, [], stop), ''
     for token in tokenizer.encode(text).tolist():
         continuation.add(token)
         shown += continuation.take()
@@ -103,7 +103,7 @@ def test_the_text_ends_before_the_stop_and_no_part_of_it_is_shown(text, stop):
 
 def test_without_a_stop_each_character_is_shown_as_it_comes():
     tokenizer = Tokenizer({'kind': 'byte'})
-    continuation = sample.Continuation(tokenizer, None)
+    continuation = sample.Continuation(tokenizer, [], None)
     parts = []
     for token in tokenizer.encode('aé').tolist():
         continuation.add(token)

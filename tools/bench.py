@@ -1,7 +1,7 @@
 """Speed and memory, side by side: of training, of preparing a text, of drawing a batch.
 
-    python bench.py
-    python bench.py --sizes=nanogpt_cpu --text_mb=0 --against=../nanoGPT --rounds=20
+    python tools/bench.py
+    python tools/bench.py --sizes=nanogpt_cpu --text_mb=0 --against=../nanoGPT --rounds=20
 
 Each contender is a process with a memory of its own. They take their steps in turns, one at a time,
 so that a noisy machine is noisy for all; what is printed are medians.
@@ -19,22 +19,24 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import config
-import model as folio
+import folio.options
+import model
 import prepare
-import script
 import train
-from corpus import Tokens, window_starts
-from machine import Machine, choose_device, choose_dtype, keep_memory
-from optim import make_optimizers
-from script import UserError, progress_bar
+from folio import cli
+from folio.cli import UserError, progress_bar
+from folio.machine import Machine, choose_device, choose_dtype, keep_memory
+from folio.optim import make_optimizers
+from folio.options import InPath
 
 GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'mlp': 'gelu',
         'qk_norm': False, 'bias': False, 'tied': True}  # as nanoGPT has it by default
@@ -56,34 +58,34 @@ class BenchConfig:
     sizes: list[str] = field(default_factory=lambda: ['nanogpt_cpu'])  # also nanogpt_10m, gpt2
     ours: list[str] = field(default_factory=lambda: list(OURS))  # which of our ways to train
     attention: bool = True  # and explicit attention, SDPA and nn.TransformerEncoder
-    against: str | None = None  # a checkout of nanoGPT, whose model.py is measured too
-    rounds: int = 10  # steps of each contender
-    text_mb: int = 10  # megabytes of text to prepare with each tokenizer; 0: none
+    against: InPath | None = None  # a checkout of nanoGPT, whose model.py is measured too
+    rounds: Annotated[int, '>= 1'] = 10  # steps of each contender
+    text_mb: Annotated[int, '>= 0'] = 10  # megabytes of text to prepare with each tokenizer
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'  # ours; nanoGPT's is float32 on a CPU
 
 
 def main(argv):
-    options, _ = config.parse(BenchConfig, argv)
+    options, _ = folio.options.parse(BenchConfig, argv)
     for size in filter(None, options.sizes):
         if size not in SIZES:
             raise UserError(f'no size {size}; there are {", ".join(SIZES)}')
-    if options.against and not Path(options.against, 'model.py').is_file():
+    if options.against and not (folio.options.find(options.against) / 'model.py').is_file():
         raise UserError(f'--against={options.against}: there is no model.py')
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     print(f'{Machine(device, dtype)}; {torch.get_num_threads()} threads, torch {torch.__version__}')
     for size in filter(None, options.sizes):
-        measure(size, options, device, dtype)
-    if options.text_mb > 0:
-        measure_texts(options.text_mb)
-        measure_batches()
+        compare_steps(size, options, device, dtype)
+    if options.text_mb:
+        compare_texts(options.text_mb)
+        time_batches()
 
 
-def measure(size, options, device, dtype):
+def compare_steps(size, options, device, dtype):
     """Print the table of one size."""
     names = [name for name in OURS if name in options.ours]
-    names += ['explicit', 'sdpa', 'nn.TransformerEncoder'] if options.attention else []
+    names += [*ATTENTION, 'nn.TransformerEncoder'] if options.attention else []
     names += ['nanoGPT'] if options.against else []
     shape = SIZES[size]
     tokens = shape['batch_size'] * shape['block_size']
@@ -102,28 +104,37 @@ def measure(size, options, device, dtype):
 
 def take_turns(names, size, options):
     """({name: median seconds a step}, {name: peak bytes}) of the contenders."""
-    context, pipes, times, memory = multiprocessing.get_context('spawn'), {}, {}, {}
+    pipes, times, memory = {}, {name: [] for name in names}, {}
     with contextlib.ExitStack() as stack, progress_bar(
             total=len(names) * (options.rounds + 1), desc=size) as bar:
-        for turn in range(-1, options.rounds):  # before the first: starting and warming up
+        for turn in range(options.rounds + 1):
             for name in names:
-                if turn < 0:
-                    pipes[name], other = context.Pipe()
-                    process = context.Process(target=contend, args=(other, name, size, options))
-                    process.start()
-                    other.close()
-                    stack.callback(process.join)
-                    stack.callback(pipes[name].close)
+                if turn == 0:  # starts and warms up, and is not counted
+                    pipes[name] = stack.enter_context(contender(name, size, options))
                 else:
                     pipes[name].send(None)
                 try:
-                    second, memory[name] = pipes[name].recv()
+                    seconds, memory[name] = pipes[name].recv()
                 except EOFError:
                     raise UserError(f'{size}: {name} failed') from None
-                times.setdefault(name, []).append(second)
-                if bar is not None:
-                    bar.update()
-    return {name: statistics.median(some[1:]) for name, some in times.items()}, memory
+                times[name].append(seconds)
+                bar.update()
+    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}, memory
+
+
+@contextlib.contextmanager
+def contender(name, size, options):
+    """The pipe to a new process that runs `contend`; it ends with the pipe."""
+    context = multiprocessing.get_context('spawn')
+    pipe, other = context.Pipe()
+    process = context.Process(target=contend, args=(other, name, size, options))
+    process.start()
+    other.close()
+    try:
+        yield pipe
+    finally:
+        pipe.close()
+        process.join()
 
 
 def contend(pipe, name, size, options):
@@ -135,9 +146,9 @@ def contend(pipe, name, size, options):
         path = Path(folder, 'train.bin')
         generator = np.random.default_rng(0)
         generator.integers(0, shape['vocab_size'], 1 << 20, dtype=np.uint16).tofile(path)
-        tokens = Tokens([path], np.uint16, shape['vocab_size'])
+        tokens = prepare.Tokens([path], np.uint16, shape['vocab_size'])
         if name == 'nanoGPT':
-            step = nanogpt_step(shape, options.against, tokens, device)
+            step = nanogpt_step(shape, folio.options.find(options.against), tokens, device)
         else:
             keep_memory()
             step = our_step(name, shape, tokens, device, dtype)
@@ -154,6 +165,7 @@ def contend(pipe, name, size, options):
 
 
 def peak_bytes(device):
+    """The most memory that this process has held: the GPU's, or else the machine's."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated()
     import resource  # not on Windows
@@ -164,26 +176,31 @@ def peak_bytes(device):
 def our_step(name, shape, tokens, device, dtype):
     """A step of train.py's, with the network of GPT-2's shape."""
     options = train.TrainConfig(**GPT2 | shape | {'optimizer': 'adamw'} | OURS.get(name, {}))
-    if name == 'explicit':
-        folio.attend = folio.attend_explicitly
-    elif name == 'sdpa':
-        folio.attend = lambda q, k, v, dropout: F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True)
-    model = folio.GPT(options)
+    if name in ATTENTION:
+        model.attend = ATTENTION[name]
+    network = model.GPT(options)
     if name == 'nn.TransformerEncoder':
-        model.blocks = nn.ModuleList([Encoder(options)])
-    model.to(device)
+        network.blocks = nn.ModuleList([Encoder(options)])
+    network.to(device)
     if options.compile is True:
-        model.compile()
-    optimizers, machine = make_optimizers(model, options), Machine(device, dtype)
+        network.compile()
+    machine, progress = Machine(device, dtype), train.Progress()
+    optimizers = make_optimizers(network, options, dtype)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
-    at = {'step': 0, 'sequences': 0}
 
     def step():
-        train.train_step(model, optimizers, scaler, tokens, options, machine, at,
-                         options.batch_size)
-        at.update(step=at['step'] + 1, sequences=at['sequences'] + options.batch_size)
+        train.train_step(network, optimizers, scaler, tokens, options, machine, progress)
+        progress.step += 1
+        progress.sequences += options.batch_size
     return step
+
+
+def sdpa(q, k, v, dropout):
+    """torch's own attention, (B, H, T, D), whichever is its fastest."""
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+
+
+ATTENTION = {'explicit': model.attend_explicitly, 'sdpa': sdpa}
 
 
 class Encoder(nn.Module):
@@ -208,10 +225,10 @@ def nanogpt_step(shape, path, tokens, device):
     spec.loader.exec_module(module)
     fields = {name: value for name, value in shape.items() if name != 'batch_size'}
     with contextlib.redirect_stdout(io.StringIO()):
-        model = module.GPT(module.GPTConfig(**{'dropout': 0.0, 'bias': False} | fields)).to(device)
-        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device.type)
+        network = module.GPT(module.GPTConfig(**{'dropout': 0.0, 'bias': False} | fields))
+        optimizer = network.to(device).configure_optimizers(0.1, 1e-3, (0.9, 0.99), device.type)
     T = shape['block_size']
-    runner = torch.compile(model) if device.type == 'cuda' else model
+    runner = torch.compile(network) if device.type == 'cuda' else network
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda')
 
     def step():
@@ -223,7 +240,7 @@ def nanogpt_step(shape, path, tokens, device):
         with autocast:
             _, loss = runner(x, y)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return step
@@ -253,13 +270,14 @@ def flops_per_token(shape):
 
 TEXT_TURN = """
 import os, pathlib, sys, time
-import config, prepare, texts, tokenizer
+import folio.options, folio.texts, folio.tokenizer, prepare
 name, path = sys.argv[1], pathlib.Path(sys.argv[2])
-config.ROOT = path.parent
+folio.options.ROOT = path.parent
 if ',' in name:
-    encoding = tokenizer.Tokenizer(tokenizer.tiktoken_spec('gpt2')).encoding
+    encoding = folio.tokenizer.Tokenizer(folio.tokenizer.tiktoken_spec('gpt2')).encoding
     whole = path.read_text(encoding='utf-8', errors='ignore')
-    pieces = [whole[i:i + texts.PIECE] for i in range(0, len(whole), texts.PIECE)]
+    size = folio.texts.PIECE
+    pieces = [whole[i:i + size] for i in range(0, len(whole), size)]
 start = time.perf_counter()
 if ',' in name:
     encoding.encode_ordinary_batch(pieces, num_threads=os.cpu_count())
@@ -269,48 +287,47 @@ status = pathlib.Path('/proc/self/status')  # only Linux has it
 kilobytes = status.read_text().split('VmHWM:')[1].split()[0] if status.exists() else 'nan'
 print(time.perf_counter() - start, 1024 * float(kilobytes))
 """  # in a process of its own, without torch
+TOKENIZERS = ['char', 'byte', 'gpt2', "gpt2, tiktoken's encode_ordinary_batch", 'bpe:4096']
 
 
-def measure_texts(megabytes, rounds=3):
+def compare_texts(megabytes, rounds=3):
     """Print the table of preparing the standard library's source, repeated to that size."""
-    names = ['char', 'byte', 'gpt2', "gpt2, tiktoken's encode_ordinary_batch", 'bpe:4096']
     seconds, memory = defaultdict(list), {}
     with tempfile.TemporaryDirectory() as folder, progress_bar(
-            total=rounds * len(names), desc='texts') as bar:
-        paths = prepare.read_options([str(config.ROOT / 'data' / 'stdlib.py')]).input
-        source = b''.join(Path(path).read_bytes() for path in paths)
+            total=rounds * len(TOKENIZERS), desc='texts') as bar:
+        source = b''.join(path.read_bytes() for path in prepare.recipe_files('stdlib'))
         path = Path(folder, 'text.txt')
         path.write_bytes((source * (megabytes * 10 ** 6 // len(source) + 1))[:megabytes * 10 ** 6])
-        for name in names * rounds:
-            turn = subprocess.run([sys.executable, '-c', TEXT_TURN, name, path], cwd=config.ROOT,
-                                  capture_output=True, text=True)
+        for name in TOKENIZERS * rounds:
+            turn = subprocess.run([sys.executable, '-c', TEXT_TURN, name, path], text=True,
+                                  cwd=folio.options.ROOT, capture_output=True)
             if turn.returncode == 0:  # else there is no vocabulary, or a library is missing
                 second, memory[name] = map(float, turn.stdout.split()[-2:])
                 seconds[name].append(second)
-            if bar is not None:
-                bar.update()
+            bar.update()
     print(f'\n### {megabytes:,} MB of text\n\n| | MB/s | peak memory, MB |\n|---|---|---|')
-    for name, some in seconds.items():
-        print(f'| {name} | {megabytes / statistics.median(some):.1f} | {memory[name] / 1e6:.0f} |')
+    for name in seconds:
+        rate = megabytes / statistics.median(seconds[name])
+        print(f'| {name} | {rate:.1f} | {memory[name] / 1e6:.0f} |')
 
 
-def measure_batches(tokens=10 ** 10, size=16, length=1024, rounds=100):
+def time_batches(tokens=10 ** 10, size=16, length=1024, rounds=100):
     """Print how long it takes to open a corpus of so many tokens and to draw its batches."""
     with tempfile.TemporaryDirectory() as folder:
         path, times = Path(folder, 'train.bin'), []
         with open(path, 'wb') as file:
             file.truncate(2 * tokens)  # which takes no room on most disks
         start = time.perf_counter()
-        corpus = Tokens([path], np.uint16, 1)
+        corpus = prepare.Tokens([path], np.uint16, 1)
         opened = time.perf_counter() - start
         for first in range(0, size * rounds, size):
             start = time.perf_counter()
-            starts = window_starts(np.arange(first, first + size), len(corpus), length, seed=1)
-            corpus.windows(starts, length + 1)
+            index = np.arange(first, first + size)
+            corpus.windows(train.window_starts(index, len(corpus), length, seed=1), length + 1)
             times.append(time.perf_counter() - start)
     print(f'\n{tokens:,} tokens: {1000 * opened:.1f} ms to open, '
           f'{1000 * statistics.median(times):.2f} ms for a batch of {size} x {length}')
 
 
 if __name__ == '__main__':
-    script.run(main)
+    cli.run(main)

@@ -10,43 +10,44 @@ import json
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-import config
 import prepare
-from evaluation import perplexity, read_text, score, sequences_at_once
-from script import UserError, progress_bar
+from folio.cli import UserError, progress_bar
+from tools.measure import perplexity, read_text, score, sequences_at_once
 
 
 def lambada(model, tokenizer, path, context, machine):
     """How often, and how surely, the model says the last words of a file of passages (None: the
-    recipe's); one that is longer than `context` tokens (None: the model's) is cut on the left."""
-    path = path or machine.first_does(recipe_file) or recipe_file()
+    recipe's), a dict; one longer than `context` tokens (None: the model's) is cut on the left."""
+    path = path or machine.on_rank_0(recipe_file) or recipe_file()
     context = context or model.config.block_size
     whole = list(read_passages(path, tokenizer, context))
     passages = [(ids[-context - 1:], count) for ids, count in whole]
     cut = sum(len(a) > len(b) for (a, _), (b, _) in zip(whole, passages, strict=True))
     if cut:
         print(f'{cut:,} passages are longer than {context:,} tokens, and are cut on the left')
-    parts = list(by_length([len(ids) - 1 for ids, _ in passages], model.config.vocab_size))
-    real, sums = sum(len(ids) - 1 for ids, _ in passages), torch.zeros(2, dtype=torch.float64)
-    padded = sum(len(part) * (len(passages[part[-1]][0]) - 1) for part in parts)
-    with progress_bar(machine.rank == 0, total=len(passages), unit=' passages') as bar:
-        for part in parts[machine.rank::machine.world]:
-            sums += last_words([passages[i] for i in part], model, machine)
-            if bar is not None:
-                bar.update(min(len(part) * machine.world, bar.total - bar.n))
-    if machine.world > 1:
-        dist.all_reduce(sums)
-    nats, right = (sums / len(passages)).tolist()
+    batches = list(by_length([len(ids) - 1 for ids, _ in passages], model.config.vocab_size))
+    nats, right = (say_last_words(passages, batches, model, machine) / len(passages)).tolist()
+    real = sum(len(ids) - 1 for ids, _ in passages)
+    padded = sum(len(batch) * (len(passages[batch[-1]][0]) - 1) for batch in batches)
     return {'accuracy': right, 'perplexity': perplexity(nats),
             'passages': len(passages), 'cut': cut, 'tokens': real, 'padding': 1 - real / padded}
 
 
 def recipe_file():
     """The raw file of data/lambada.py, fetched first if it is not there."""
-    options = prepare.read_options([str(config.ROOT / 'data' / 'lambada.py')])
-    return prepare.raw_files(options, config.ROOT / 'data' / options.name)[0]
+    return prepare.recipe_files('lambada')[0]
+
+
+def say_last_words(passages, batches, model, machine):
+    """(2,): the nats of all last words, and how many are right, over all processes. batches: lists
+    of indices of passages."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    with progress_bar(machine.rank == 0, total=len(passages), unit=' passages') as bar:
+        for batch in batches[machine.rank::machine.world]:
+            sums += last_words([passages[i] for i in batch], model, machine)
+            bar.update(min(len(batch) * machine.world, bar.total - bar.n))
+    return machine.sum(sums)
 
 
 def read_passages(path, tokenizer, context):
@@ -59,7 +60,7 @@ def read_passages(path, tokenizer, context):
         where = f'{path}, line {number}'
         try:
             before, _, word = json.loads(line)['text'].rpartition(' ')
-            first, target = tokenizer.encode(before), tokenizer.encode(f' {word}')
+            first, target = encode_passage(tokenizer, before, word)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f'{where} is no JSON object with a "text"') from None
         except UserError as error:
@@ -70,18 +71,27 @@ def read_passages(path, tokenizer, context):
         yield np.concatenate((first, target)).astype(np.int64), len(target)
 
 
+def encode_passage(tokenizer, before, word):
+    """The ids of the text before the last word, and those of a space and the word."""
+    first = tokenizer.encode(before)
+    if tokenizer.kind == 'json':  # SentencePiece gives a text of its own one space more
+        whole = tokenizer.encode(f'{before} {word}')
+        return whole[:len(first)], whole[len(first):]
+    return first, tokenizer.encode(f' {word}')
+
+
 def by_length(lengths, vocab_size):
     """Lists of indices, in order of length, for one pass each; the shortest text of a list has at
     least nine tenths of the longest's tokens, so that less than a tenth is padding."""
-    part = []
+    batch = []
     for i in np.argsort(lengths, kind='stable').tolist():
-        full = len(part) >= sequences_at_once(lengths[i], vocab_size)
-        if part and (full or lengths[part[0]] < 0.9 * lengths[i]):
-            yield part
-            part = []
-        part.append(i)
-    if part:
-        yield part
+        full = len(batch) >= sequences_at_once(lengths[i], vocab_size)
+        if batch and (full or lengths[batch[0]] < 0.9 * lengths[i]):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 @torch.no_grad()

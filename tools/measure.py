@@ -1,4 +1,4 @@
-"""How well a model predicts the tokens of a corpus: what train.py and evaluate.py measure.
+"""How well a model predicts tokens: loss, bits per byte, and how often it is right.
 
     numbers = summary(measure(model, tokens, machine)[0])
     numbers['loss'], numbers['accuracy']
@@ -11,12 +11,36 @@ import math
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
-import config
-from script import UserError
+from folio import options
+from folio.cli import UserError, progress_bar
 
+
+class TextTokens:
+    """The tokens of a text in memory, ids (N,), read as those of a corpus are."""
+
+    def __init__(self, ids):
+        self.ids = np.asarray(ids, np.int64)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def windows(self, starts, length):
+        """The `length` ids from each start on: int64 (B, length)."""
+        return np.stack([self.ids[start:start + length] for start in starts])
+
+
+def read_text(path):
+    """The text of a file, its newlines as they are; UserError if it can't be read."""
+    try:
+        return options.find(path).read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or error  # without the path
+        raise UserError(f'{path}: {reason}') from None
+
+
+# --- windows -------------------------------------------------------------------------------------
 
 def sequences_at_once(length, vocab_size):
     """How many windows of `length` one pass takes. The same wherever a model is evaluated, so that
@@ -24,7 +48,7 @@ def sequences_at_once(length, vocab_size):
     return max(1, min(2 ** 13, 2 ** 27 // vocab_size) // length)
 
 
-def spans(last, context, stride):
+def eval_windows(last, context, stride):
     """(start, length, new) of the windows over `last` predictions: the `new` at the end of each are
     those that the window before did not make."""
     end = 0
@@ -35,13 +59,21 @@ def spans(last, context, stride):
             return
 
 
-def batches(last, context, stride, vocab_size):
-    """(starts, length, new) of windows that one pass takes together."""
+def eval_batches(last, context, stride, vocab_size):
+    """(starts, length, new) of successive windows that are alike and that one pass takes together;
+    starts: an array (B,)."""
     size = sequences_at_once(context, vocab_size)
-    for (length, new), group in itertools.groupby(spans(last, context, stride), lambda s: s[1:]):
-        while starts := [start for start, _, _ in itertools.islice(group, size)]:
-            yield np.array(starts), length, new
+    starts, alike = [], None
+    for start, length, new in eval_windows(last, context, stride):
+        if starts and (len(starts) == size or alike != (length, new)):
+            yield np.array(starts), *alike
+            starts = []
+        starts.append(start)
+        alike = length, new
+    yield np.array(starts), *alike
 
+
+# --- numbers -------------------------------------------------------------------------------------
 
 def score(logits, targets):
     """(nats, ranks) on the CPU for logits (N, V) and targets (N,): minus the log-probability of
@@ -56,36 +88,41 @@ def score(logits, targets):
 
 @torch.no_grad()
 def measure(model, tokens, machine, limit=None, token_bytes=None, context=None, stride=None,
-            groups=None, bar=None):
+            groups=None):
     """Sums over the first `limit` tokens (None: all), for `summary`: a row for each group, (G, 5).
 
     They are cut into windows of `context` tokens (None: the model's) every `stride` tokens (None:
     context), the last one shorter. token_bytes: the length of each id's bytes, (V,). groups: the
-    number of each token's group, (N,); None: all are one. bar: a progress bar in tokens, or None.
+    number of each token's group, (N,); None: all are one.
     """
     context = context or model.config.block_size
     last = min(len(tokens), limit or len(tokens)) - 1  # so many tokens have one before them
     sums = torch.zeros(1 if groups is None else int(groups.max()) + 1, 5, dtype=torch.float64)
     training = model.training
     model.eval()
-    parts = batches(last, context, stride or context, model.config.vocab_size)
-    for starts, length, new in itertools.islice(parts, machine.rank, None, machine.world):
-        windows = tokens.windows(starts, length + 1)
-        with machine.autocast():
-            logits = model.forward(windows[:, :-1].to(machine.device))[:, -new:]  # (B, new, V)
-        y = windows[:, -new:].reshape(-1)
-        nats, ranks = score(logits.flatten(0, 1), y.to(machine.device))
-        n_bytes = torch.zeros(len(y)) if token_bytes is None else token_bytes[y]
-        columns = (nats, torch.ones(len(y)), n_bytes, ranks == 0, ranks < 5)
-        places = torch.from_numpy(starts)[:, None] + torch.arange(length + 1 - new, length + 1)
-        rows = torch.zeros_like(y) if groups is None else groups[places.flatten()]
-        sums.index_add_(0, rows, torch.stack([column.double() for column in columns], dim=1))
-        if bar is not None:
-            bar.update(min(len(y) * machine.world, bar.total - bar.n))
+    batches = eval_batches(last, context, stride or context, model.config.vocab_size)
+    with progress_bar(machine.rank == 0, total=last, unit=' tokens', unit_scale=True) as bar:
+        for starts, length, new in itertools.islice(batches, machine.rank, None, machine.world):
+            columns = measure_windows(model, tokens, machine, starts, length, new, token_bytes)
+            places = torch.from_numpy(starts)[:, None] + torch.arange(length + 1 - new, length + 1)
+            rows = places.flatten() * 0 if groups is None else groups[places.flatten()]
+            sums.index_add_(0, rows, columns)
+            bar.update(min(len(rows) * machine.world, bar.total - bar.n))
     model.train(training)
-    if machine.world > 1:
-        dist.all_reduce(sums)
-    return sums
+    return machine.sum(sums)
+
+
+def measure_windows(model, tokens, machine, starts, length, new, token_bytes):
+    """What `measure` adds up, for each of the last `new` tokens of each window: nats, 1, bytes,
+    whether it is the likeliest, whether among the five likeliest; (B new, 5) float64."""
+    windows = torch.from_numpy(tokens.windows(starts, length + 1))
+    with machine.autocast():
+        logits = model.forward(windows[:, :-1].to(machine.device))[:, -new:]  # (B, new, V)
+    targets = windows[:, -new:].flatten()
+    nats, ranks = score(logits.flatten(0, 1), targets.to(machine.device))
+    n_bytes = torch.zeros(len(targets)) if token_bytes is None else token_bytes[targets]
+    columns = (nats, torch.ones(len(targets)), n_bytes, ranks == 0, ranks < 5)
+    return torch.stack([column.double() for column in columns], dim=1)
 
 
 def summary(sums):
@@ -98,13 +135,5 @@ def summary(sums):
 
 
 def perplexity(nats):
+    """e to the nats per token; infinite where a float can't hold it."""
     return math.inf if nats > 700 else math.exp(nats)
-
-
-def read_text(path):
-    """The text of a file, its newlines as they are; UserError if it can't be read."""
-    try:
-        return config.find(path).read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or error  # without the path
-        raise UserError(f'{path}: {reason}') from None

@@ -1,4 +1,4 @@
-"""Measuring: against a token-by-token computation, train.py and `transformers`."""
+"""Numbers about a checkpoint: those that training logged, of a text, of several runs."""
 
 import json
 import math
@@ -6,26 +6,19 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import torch
-from conftest import ENVIRONMENT, REPOSITORY, TEXT, TINY
+from conftest import ENVIRONMENT, TEXT, TINY
 
-import config
-import evaluate
-import evaluation
-import lambada
+import folio.options
 import prepare
-import run
 import train
-from corpus import open_corpus
-from evaluation import measure, score, summary
-from machine import Machine
-from model import GPT, GPTConfig
-from script import UserError
-from tokenizer import Tokenizer, bpe_spec
-
-CPU = Machine(torch.device('cpu'))
+from folio.checkpoint import load
+from folio.cli import UserError
+from folio.journal import read_log
+from folio.tokenizer import Tokenizer, bpe_spec
+from model import from_checkpoint
+from prepare import open_corpus
+from tools import evaluate
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +26,7 @@ def home(tmp_path_factory):
     """A folder that stands for the repository's, with the corpora tiny and bytes and a run."""
     folder = tmp_path_factory.mktemp('home')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config, 'ROOT', folder)
+        patch.setattr(folio.options, 'ROOT', folder)
         patch.chdir(folder)
         (folder / 'tiny.txt').write_text(TEXT, encoding='utf-8')
         prepare.main(['--input=tiny.txt', '--tokenizer=char', '--name=tiny'])
@@ -52,56 +45,9 @@ def trained(home, capsys):
     return numbers
 
 
-def one_by_one(model, ids, context, stride):
-    """The sums of `measure`, each prediction with the past that its window gives it."""
-    nats = right = among_5 = 0
-    for i in range(1, len(ids)):
-        window = max(0, -(-(i - context) // stride))  # the first that reaches so far
-        past = torch.tensor([ids[window * stride:i]])
-        logits = model(past)[0, -1].double()
-        nats -= logits.log_softmax(-1)[ids[i]].item()
-        order = logits.argsort(descending=True).tolist()
-        right += order[0] == ids[i]
-        among_5 += ids[i] in order[:5]
-    return nats, right, among_5
-
-
-@pytest.mark.parametrize('limit', [None, 2, 16, 17, 18, 50])
-@pytest.mark.parametrize('context, stride', [(None, None), (16, 4), (5, 5), (7, 3), (1, 1)])
-@torch.no_grad()
-def test_each_token_is_predicted_once_with_its_window_s_past(
-        home, monkeypatch, limit, context, stride):
-    _, tokens, meta = open_corpus('tiny')
-    tokenizer = Tokenizer(meta['tokenizer'])
-    lengths = torch.tensor([len(token) for token in tokenizer.token_bytes])
-    tokens = evaluate.Text(tokens.read(0, 150))
-    model = GPT(GPTConfig(16, meta['vocab_size'], n_layer=1, n_embd=16)).eval()
-    ids = tokens.ids[:limit].tolist()
-    nats, right, among_5 = one_by_one(model, ids, context or 16, stride or 16)
-    monkeypatch.setattr(evaluation, 'sequences_at_once', lambda length, vocab_size: 3)
-    numbers = summary(measure(model, tokens, CPU, limit, lengths, context, stride)[0])
-    count = len(ids) - 1
-    assert numbers['tokens'] == count and numbers['loss'] == pytest.approx(nats / count, abs=1e-5)
-    assert numbers['perplexity'] == pytest.approx(math.exp(nats / count), rel=1e-4)
-    assert numbers['bits_per_byte'] == pytest.approx(
-        nats / math.log(2) / lengths[ids[1:]].sum().item(), abs=1e-5)
-    assert (numbers['accuracy'], numbers['top5_accuracy']) == (right / count, among_5 / count)
-
-
-def test_of_equal_logits_the_lower_id_comes_first():
-    logits = torch.zeros(8, 8, dtype=torch.bfloat16)
-    assert score(logits, torch.arange(8))[1].tolist() == list(range(8))
-
-
-def test_what_is_no_number_is_never_right():
-    nats, ranks = score(torch.full((2, 8), math.nan), torch.tensor([0, 3]))
-    assert nats.isnan().all() and ranks.tolist() == [8, 8]
-    assert math.isnan(evaluation.perplexity(math.nan)) and evaluation.perplexity(1e4) == math.inf
-
-
 def test_a_run_is_measured_in_its_own_number_format(home, capsys):
     train.main([*TINY, '--max_steps=20', '--dtype=float32', '--out_dir=exact'])
-    *_, last = run.read_log(home / 'exact')
+    *_, last = read_log(home / 'exact')
     losses = []
     for more in ([], ['--dtype=bfloat16']):
         capsys.readouterr()
@@ -111,7 +57,7 @@ def test_a_run_is_measured_in_its_own_number_format(home, capsys):
 
 
 def test_the_loss_is_the_one_that_training_logged(trained, home):
-    logged = min(r['val_loss'] for r in run.read_log(home / 'run') if 'val_loss' in r)
+    logged = min(r['val_loss'] for r in read_log(home / 'run') if 'val_loss' in r)
     numbers = trained()
     assert numbers.keys() == {'loss', 'perplexity', 'bits_per_byte', 'accuracy', 'top5_accuracy',
                               'tokens', 'seconds'}
@@ -172,9 +118,9 @@ def test_numbers_that_json_has_no_word_for_are_null():
     (['--out_dir=nowhere'], 'no such checkpoint'),
     (['--file=nowhere.txt'], 'nowhere.txt'), (['--file=empty.txt'], 'empty.txt is too short'),
     (['--file=latin.txt'], 'latin.txt'), (['--file=other.txt'], "no character 'Ä'"),
-    (['--context=17'], 'context must be from 1 to 16'), (['--stride=0'], 'stride must be from 1'),
+    (['--context=17'], 'context must be from 1 to 16'), (['--stride=0'], 'stride must be >= 1'),
     (['--context=4', '--stride=5'], 'stride must be from 1 to 4'),
-    (['--eval_tokens=1'], 'eval_tokens must be at least 2, not 1'),
+    (['--eval_tokens=1'], 'eval_tokens must be >= 2, not 1'),
     (['--per_line'], '--per_line needs --file'),
     (['--file=tiny.txt', '--split=train'], '--split means nothing with --file=tiny.txt'),
     (['--task=lambada', '--file=word.jsonl', '--stride=2'], '--stride means nothing with --task'),
@@ -199,7 +145,7 @@ def test_what_cannot_be_measured_is_one_line(trained, home, argv, message):
 
 
 def test_two_processes_measure_what_one_does(checkout, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(config, 'ROOT', checkout)
+    monkeypatch.setattr(folio.options, 'ROOT', checkout)
     monkeypatch.chdir(checkout)
     (tmp_path / 'some.jsonl').write_text(
         ''.join(json.dumps({'text': line}) + '\n' for line in TEXT.splitlines()[:20]))
@@ -212,66 +158,14 @@ def test_two_processes_measure_what_one_does(checkout, tmp_path, monkeypatch, ca
         one = json.loads(capsys.readouterr().out)
         process = subprocess.run(
             [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-             'evaluate.py', *argv], capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+             'tools/evaluate.py', *argv], capture_output=True, text=True, env=ENVIRONMENT,
+            timeout=120)
         assert process.returncode == 0, process.stderr
         two = json.loads(process.stdout)
         assert two == pytest.approx(one | {'seconds': two['seconds']})
 
 
 # --- LAMBADA -------------------------------------------------------------------------------------
-
-def test_lambada_agrees_with_transformers_passage_by_passage(tmp_path, monkeypatch):
-    transformers = pytest.importorskip('transformers')
-    torch.manual_seed(1)
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=4, n_positions=48, n_embd=16, n_layer=2, n_head=2)).eval()
-    ours = GPT(GPTConfig(48, 4, 2, 2, n_embd=16, position='learned', norm='layernorm',
-                         norm_weight=True, mlp='gelu', qk_norm=False, bias=True)).eval()
-    names = {'wte': 'wte', 'wpe': 'wpe', 'norm': 'ln_f'}
-    state = {f'{a}.{kind}': theirs.transformer.state_dict()[f'{b}.{kind}'] for a, b in names.items()
-             for kind in ('weight', 'bias') if f'{b}.{kind}' in theirs.transformer.state_dict()}
-    parts = {'norm1': 'ln_1', 'attention.qkv': 'attn.c_attn', 'attention.proj': 'attn.c_proj',
-             'norm2': 'ln_2', 'mlp.up': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'}
-    for i, layer in enumerate(theirs.transformer.h):
-        for a, b in parts.items():
-            for kind in ('weight', 'bias'):
-                value = layer.get_parameter(f'{b}.{kind}')
-                state[f'blocks.{i}.{a}.{kind}'] = value.T if value.dim() == 2 else value
-    ours.load_state_dict(state | {'lm_head.weight': state['wte.weight']})
-
-    draw = np.random.default_rng(1)
-    texts = [''.join(draw.choice(list('abc '), draw.integers(2, 70))) for _ in range(200)]
-    texts = [f'a{text} {"abc"[i % 3]}' for i, text in enumerate(texts)]
-    tokenizer = Tokenizer({'kind': 'char', 'chars': ' abc'})
-    nats = right = cut = 0
-    for text in texts:
-        word = text.rsplit(' ', 1)[1]
-        ids = [' abc'.index(char) for char in text]
-        cut += len(ids) > 49
-        ids = torch.tensor([ids[-49:]])
-        with torch.no_grad():
-            logits = theirs(ids[:, :-1]).logits[0, -1 - len(word):]
-        target = ids[0, -1 - len(word):]
-        nats -= logits.log_softmax(-1).gather(-1, target[:, None]).sum().item()
-        right += bool((logits.argmax(-1) == target).all())
-    path = tmp_path / 'some.jsonl'
-    path.write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
-    monkeypatch.setattr(lambada, 'sequences_at_once', lambda length, vocab_size: 7)
-    numbers = lambada.lambada(ours, tokenizer, path, None, CPU)
-    assert 0 < right < len(texts) and 0 < cut < len(texts)
-    assert numbers['perplexity'] == pytest.approx(math.exp(nats / len(texts)), rel=1e-4)
-    assert numbers['accuracy'] == right / len(texts)
-    assert (numbers['passages'], numbers['cut']) == (len(texts), cut)
-
-
-def test_the_batches_of_passages_hold_each_once_and_little_padding(monkeypatch):
-    lengths = np.random.default_rng(1).integers(1, 500, 2000).tolist()
-    parts = list(lambada.by_length(lengths, 50257))
-    assert sorted(i for part in parts for i in part) == list(range(2000))
-    for part in parts:
-        longest = max(lengths[i] for i in part)
-        assert len(part) * longest <= 2 ** 27 / 50257
-        assert sum(lengths[i] for i in part) >= 0.9 * len(part) * longest
 
 
 def test_a_word_that_is_learned_by_heart_is_right(home, capsys):
@@ -298,16 +192,11 @@ def test_runs_are_compared_in_a_table_and_a_picture(trained, home, capsys):
     evaluate.main(['--compare=run,small', '--picture=both.png'])
     lines = capsys.readouterr().out.splitlines()
     for line, folder in zip(lines[2:4], ('run', 'small'), strict=True):
-        best = min(r['val_loss'] for r in run.read_log(home / folder) if 'val_loss' in r)
-        model, _ = run.load_model(folder)
+        best = min(r['val_loss'] for r in read_log(home / folder) if 'val_loss' in r)
+        model = from_checkpoint(load(folder))
         assert line.startswith(f'| {folder} | {sum(p.numel() for p in model.parameters()):,} |')
         assert f'| {best:.4f} |' in line
     assert lines[4] == 'the curves: both.png'
     assert (home / 'both.png').read_bytes().startswith(b'\x89PNG')
     with pytest.raises(UserError, match='both.xyz could not be drawn'):
         evaluate.main(['--compare=run,small', '--picture=both.xyz'])
-
-
-def test_no_core_file_imports_evaluate():
-    for path in REPOSITORY.glob('*.py'):
-        assert not re.search(r'(?m)^(from|import) evaluate\b', path.read_text(encoding='utf-8'))
