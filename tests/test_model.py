@@ -107,12 +107,12 @@ def test_rope_makes_attention_depend_on_distances_alone():
     assert torch.allclose(near, far, atol=1e-4)
 
 
-@pytest.mark.parametrize('kind, values', [  # of -2, -0.5, 0, 1
-    ('gelu', [-0.045402, -0.154286, 0, 0.841192]),
-    ('gelu_erf', [-0.045500, -0.154269, 0, 0.841345]),
-    ('relu2', [0, 0, 0, 1]), ('swiglu', [-0.238406, -0.188770, 0, 0.731059])])
+@pytest.mark.parametrize('kind, values', [  # of -2, -0.5, 0, 2
+    ('gelu', [-0.045402, -0.154286, 0, 1.954598]),
+    ('gelu_erf', [-0.045500, -0.154269, 0, 1.954500]),
+    ('relu2', [0, 0, 0, 4]), ('swiglu', [-0.238406, -0.188770, 0, 1.761594])])
 def test_each_activation_computes_its_formula(kind, values):
-    mlp, x = make(mlp=kind).blocks[0].mlp, torch.tensor([[-2.0, -0.5, 0.0, 1.0]])
+    mlp, x = make(mlp=kind).blocks[0].mlp, torch.tensor([[-2.0, -0.5, 0.0, 2.0]])
     if kind == 'swiglu':  # the gate is x, what it lets through 1
         x = torch.cat((x, torch.ones_like(x)), dim=1)
     assert mlp.activate(x)[0].tolist() == pytest.approx(values, abs=1e-5)
@@ -123,8 +123,9 @@ def test_swiglu_has_as_many_weights_as_the_others_up_to_a_multiple_of_8():
     assert sizes == [88, 128] and 88 * 3 >= 128 * 2 > 80 * 3
 
 
-def test_dropout_is_where_gpt2_has_it():
-    model, idx = make(dropout=0.5).train(), some_ids(1, 9)
+@pytest.mark.parametrize('mlp', ['none', 'gelu'])
+def test_dropout_is_where_gpt2_has_it(mlp):
+    model, idx = make(dropout=0.5, mlp=mlp).train(), some_ids(1, 9)
     with torch.no_grad():
         torch.manual_seed(3)
         dropped = model(idx)
@@ -136,6 +137,15 @@ def test_dropout_is_where_gpt2_has_it():
             torch.manual_seed(3)
             assert not torch.allclose(model(idx), dropped), f'{part} drops nothing'
             setattr(owner, name, kept)
+
+
+@pytest.mark.parametrize('rows', [slice(0, 32), slice(32, 64)], ids=['queries', 'keys'])
+def test_with_qk_norm_the_length_of_queries_and_keys_means_nothing(rows):
+    for qk_norm in (True, False):
+        model, idx = make(qk_norm=qk_norm), some_ids(2, 8)
+        before = model(idx)
+        model.blocks[0].attention.qkv.weight.data[rows] *= 10
+        assert torch.allclose(model(idx), before, atol=1e-3) is qk_norm
 
 
 def test_a_model_comes_back_from_a_checkpoints_dict_in_eval_mode():
