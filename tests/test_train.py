@@ -24,6 +24,7 @@ from folio.cli import UserError
 from folio.journal import read_log
 from folio.optim import make_optimizers
 from folio.options import parse
+from folio.tokenizer import Tokenizer
 from model import GPT
 from prepare import open_corpus
 from tools import measure
@@ -166,6 +167,12 @@ def test_the_order_is_the_same_for_ever():
     assert starts == again[::-1]
 
 
+def test_numbers_are_scrambled_as_splitmix64_does():
+    outputs = train.mix(np.arange(1, 4, dtype=np.uint64) * train.GOLDEN)  # of the seed 0
+    assert [hex(x) for x in outputs.tolist()] == [
+        '0xe220a8397b1dcdaf', '0x6e789e6aa1b965f4', '0x6c45d188009454f']
+
+
 def test_epochs_start_at_offsets_of_their_own():
     offsets = {int(train.window_starts([epoch * 100], 101 * 8, 8, seed=2)[0]) % 8
                for epoch in range(40)}
@@ -260,6 +267,15 @@ def test_a_model_that_knows_nothing_loses_the_logarithm_of_the_vocabulary(home):
     loss, bits = train.validate(model, val, CPU, None, torch.full((64,), 2))
     assert loss == pytest.approx(math.log(64)) and bits == pytest.approx(3)
     assert train.validate(model, val, CPU)[1] is None
+
+
+def test_a_sample_has_a_randomness_of_its_own():
+    tokenizer = Tokenizer({'kind': 'byte'})
+    model = GPT(options_of('--vocab_size=256'))
+    before = torch.get_rng_state()
+    texts = [train.sample(model, tokenizer, seed) for seed in (1, 1, 2)]
+    assert torch.equal(torch.get_rng_state(), before) and model.training
+    assert texts[0] == texts[1] != texts[2]
 
 
 def test_the_shares_of_the_processes_add_up_to_the_whole(home):
