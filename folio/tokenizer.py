@@ -5,8 +5,10 @@ A tokenizer is described by a plain dict, the same in meta.json and in checkpoin
     {'kind': 'char', 'chars': ' !abc'}    one id a character ('unknown': '!' for all others)
     {'kind': 'byte'}                      the 256 bytes of UTF-8
     {'kind': 'bpe', 'name': 'gpt2', 'pattern': ..., 'ranks': ..., 'special': {'<|end...': 50256}}
+    {'kind': 'json', 'name': 'llama', 'json': ...}
 
-where ranks is the text of a .tiktoken file: a line for each token, its bytes in base64 and its id.
+where ranks is the text of a .tiktoken file: a line for each token, its bytes in base64 and its id;
+and json is the text of a tokenizer.json, which the library `tokenizers` runs.
 So a checkpoint needs nothing but itself to be sampled. For example:
 
     >>> tokenizer = Tokenizer({'kind': 'char', 'chars': 'abc'})
@@ -16,36 +18,43 @@ So a checkpoint needs nothing but itself to be sampled. For example:
 
 import base64
 import codecs
+import json
+import re
 
 import numpy as np
 
-from script import UserError
+from folio.cli import UserError, first_line
+
+GPT2_PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s")
+HIDDEN = [*range(33), *range(127, 161), 173]  # bytes that GPT-2 writes as other characters
+BYTES = {chr(256 + HIDDEN.index(byte) if byte in HIDDEN else byte): byte for byte in range(256)}
+CHARS = {byte: char for char, byte in BYTES.items()}
+STARTS = (b'<|endoftext|>', b'<|begin_of_text|>', b'<bos>', b'<s>', b'\n')  # of a text
 
 
 class Tokenizer:
     """encode and decode for the tokenizer that the dict `spec` describes.
 
-    vocab_size: the number of ids. token_bytes: the UTF-8 bytes of each id (list of bytes).
-    start: the id a text without a prompt begins with.
+    vocab_size: the number of ids. token_bytes: the UTF-8 bytes of each id, a list of bytes; b''
+    for an id that no token has. start: the id a text without a prompt begins with.
+    UserError for an unknown kind, or a library that is missing.
     """
 
     def __init__(self, spec):
         self.spec, self.kind = spec, spec['kind']
         if self.kind == 'char':
-            codes = code_points(spec['chars'])
-            unknown = spec['chars'].index(spec['unknown']) if 'unknown' in spec else -1
-            self.ids = np.full(codes.max(initial=0) + 2, unknown, np.int32)  # by code point
-            self.ids[codes] = np.arange(len(codes))
-            self.token_bytes = [char.encode() for char in spec['chars']]
+            self.ids, self.token_bytes = char_tables(spec)
         elif self.kind == 'byte':
             self.token_bytes = [bytes([byte]) for byte in range(256)]
         elif self.kind == 'bpe':
-            self.encoding, self.token_bytes = bpe(spec)
+            self.encoding, self.token_bytes = load_bpe(spec)
+        elif self.kind == 'json':
+            self.library, self.token_bytes = load_json(spec)
         else:
             raise UserError(f'unknown kind of tokenizer: {self.kind!r}')
         self.vocab_size = len(self.token_bytes)
-        starts = [token for token in (b'<|endoftext|>', b'\n') if token in self.token_bytes]
-        self.start = self.token_bytes.index(starts[0]) if starts else 0
+        starts = [self.token_bytes.index(token) for token in STARTS if token in self.token_bytes]
+        self.start = starts[0] if starts else 0
 
     def encode(self, text):
         """The ids of a text, a numpy array of integers (N,); special tokens in it are plain text.
@@ -54,30 +63,57 @@ class Tokenizer:
         """
         if self.kind == 'bpe':
             return self.encoding.encode_to_numpy(text, disallowed_special=())
+        if self.kind == 'json':
+            return np.array(self.library.encode(text, add_special_tokens=False).ids, np.int64)
         if self.kind == 'byte':
             return np.frombuffer(text.encode(), np.uint8)
         ids = self.ids.take(code_points(text), mode='clip')  # the last one is no character's
         if ids.min(initial=0) < 0:
-            at = int(ids.argmin())
-            raise UserError(f'the vocabulary has no character {text[at]!r} (U+{ord(text[at]):04X}, '
-                            f'at position {at} of the text)')
+            place = int(ids.argmin())
+            raise UserError(f'the vocabulary has no character {text[place]!r} '
+                            f'(U+{ord(text[place]):04X}, at position {place} of the text)')
         return ids
 
     def decode(self, ids):
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        if self.kind == 'json':
+            return self.library.decode([int(i) for i in ids], skip_special_tokens=False)
         return b''.join(self.token_bytes[i] for i in ids).decode(errors='replace')
 
-    def stream(self):
-        """A function from one id after another to the text that is complete with it, maybe ''."""
+    def offsets(self, text):
+        """At which character of the text each of its tokens begins, (N,), for the kind 'json'."""
+        pairs = self.library.encode(text, add_special_tokens=False).offsets
+        return np.array([begin for begin, _ in pairs], np.int64)
+
+    def stream(self, past=()):
+        """A function from one id after another to the text that is complete with it, maybe ''.
+
+        past: the ids before them, such as a prompt's; SentencePiece drops the space before the
+        first word of a text, but not of its continuation.
+        """
+        if self.kind == 'json':
+            return stream_json(self.decode, list(past))
         decoder = codecs.getincrementaldecoder('utf-8')('replace')
         return lambda i: decoder.decode(self.token_bytes[i])
 
 
-def code_points(text):
-    """The code points of a text, a numpy array of integers (N,)."""
-    encoding, dtype = ('ascii', 'u1') if text.isascii() else ('utf-32-le', '<u4')
-    return np.frombuffer(text.encode(encoding), dtype)
+def stream_json(decode, past):
+    """Tokenizer.stream for a tokenizer whose tokens depend on their neighbours: what an id adds is
+    the text of a window that ends with it, less the text of what came before it in the window."""
+    before, held = past, []  # ids whose text has been given, and those whose text has not
 
+    def add(i):
+        nonlocal before, held
+        held.append(i)
+        known, text = decode(before), decode(before + held)
+        if len(text) <= len(known) or text.endswith('\ufffd'):  # half a character
+            return ''
+        before, held = held, []
+        return text[len(known):]
+    return add
+
+
+# --- the dicts -----------------------------------------------------------------------------------
 
 def name_of(spec):
     """What a person calls the tokenizer of this dict, or of None."""
@@ -86,24 +122,9 @@ def name_of(spec):
     return spec.get('name', 'bytes') if spec else 'an unknown tokenizer'
 
 
-def read_ranks(spec):
-    """The id of each token's bytes, in the dict of byte-pair encodings."""
-    lines = (line.split() for line in spec['ranks'].splitlines())
-    return {base64.b64decode(token): int(rank) for token, rank in lines}
-
-
-def bpe(spec):
-    """(encoding, token_bytes): tiktoken's encoder for the dict, and the bytes of each id."""
-    import tiktoken
-    ranks = read_ranks(spec)
-    encoding = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
-                                 special_tokens=spec['special'])
-    token_bytes = [b''] * encoding.n_vocab  # an id that no token has stays empty
-    for token, rank in ranks.items():
-        token_bytes[rank] = token
-    for text, rank in spec['special'].items():
-        token_bytes[rank] = text.encode()
-    return encoding, token_bytes
+def same_tokenizer(one, other):
+    """Whether two dicts give the same id to the same bytes, for the whole vocabulary."""
+    return one == other or Tokenizer(one).token_bytes == Tokenizer(other).token_bytes
 
 
 def bpe_spec(name, ranks, pattern, special):
@@ -111,6 +132,12 @@ def bpe_spec(name, ranks, pattern, special):
     text = '\n'.join(f'{base64.b64encode(token).decode()} {rank}'
                      for token, rank in sorted(ranks.items(), key=lambda item: item[1]))
     return {'kind': 'bpe', 'name': name, 'pattern': pattern, 'ranks': text, 'special': special}
+
+
+def read_ranks(spec):
+    """The id of each token's bytes, in the dict of a byte-pair encoding."""
+    lines = (line.split() for line in spec['ranks'].splitlines())
+    return {base64.b64decode(token): int(rank) for token, rank in lines}
 
 
 def tiktoken_spec(name):
@@ -128,3 +155,87 @@ def tiktoken_spec(name):
             '--tokenizer=char need no download') from None
     ranks, special = encoding._mergeable_ranks, dict(encoding._special_tokens)
     return bpe_spec(name, ranks, encoding._pat_str, special)
+
+
+def train_bpe(texts, vocab_size):
+    """The dict of a byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) learned from an
+    iterable of str; it has vocab_size ids or fewer, if they give no more."""
+    tokenizers = import_tokenizers('to learn a vocabulary')
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    ranks = {bytes(BYTES[char] for char in token): i for token, i in model.get_vocab().items()}
+    return bpe_spec(f'bpe:{vocab_size}', ranks, GPT2_PATTERN, {'<|endoftext|>': len(ranks)})
+
+
+# --- what a Tokenizer holds ----------------------------------------------------------------------
+
+def code_points(text):
+    """The code points of a text, a numpy array of integers (N,)."""
+    encoding, dtype = ('ascii', 'u1') if text.isascii() else ('utf-32-le', '<u4')
+    return np.frombuffer(text.encode(encoding), dtype)
+
+
+def char_tables(spec):
+    """(ids, token_bytes) of a character vocabulary: the id of each code point, -1 for none, as an
+    array that ends with a code point above all; and the bytes of each id."""
+    codes = code_points(spec['chars'])
+    unknown = spec['chars'].index(spec['unknown']) if 'unknown' in spec else -1
+    ids = np.full(codes.max(initial=0) + 2, unknown, np.int32)
+    ids[codes] = np.arange(len(codes))
+    return ids, [char.encode() for char in spec['chars']]
+
+
+def load_bpe(spec):
+    """(encoding, token_bytes): tiktoken's encoder for the dict, and the bytes of each id."""
+    import tiktoken
+    ranks = read_ranks(spec)
+    encoding = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
+                                 special_tokens=spec['special'])
+    token_bytes = [b''] * encoding.n_vocab
+    for token, rank in ranks.items():
+        token_bytes[rank] = token
+    for text, rank in spec['special'].items():
+        token_bytes[rank] = text.encode()
+    return encoding, token_bytes
+
+
+def load_json(spec):
+    """(library, token_bytes): the Tokenizer of `tokenizers` for the dict, and the bytes of each
+    id; UserError for a text that is no tokenizer.json."""
+    tokenizers = import_tokenizers(f'the tokenizer {spec["name"]}')
+    try:
+        library = tokenizers.Tokenizer.from_str(spec['json'])
+    except Exception as error:  # which is what the library raises
+        raise UserError(f'the tokenizer {spec["name"]} is not in the format of tokenizers: '
+                        f'{first_line(error)}') from None
+    library.encode_special_tokens = True  # as ordinary text
+    library.no_truncation()
+    library.no_padding()
+    return library, json_bytes(library, json.loads(spec['json']))
+
+
+def json_bytes(library, content):
+    """The bytes that each id adds to a text, for a tokenizer.json with this content."""
+    decoder, vocab = json.dumps(content.get('decoder')), library.get_vocab()
+    token_bytes = [b''] * (max(vocab.values(), default=-1) + 1)
+    for token, i in vocab.items():
+        if '"ByteLevel"' in decoder and BYTES.keys() >= set(token):
+            token_bytes[i] = bytes(map(BYTES.get, token))
+        elif '"ByteFallback"' in decoder and re.fullmatch('<0x[0-9A-F]{2}>', token):
+            token_bytes[i] = bytes.fromhex(token[3:5])
+        else:  # as a second word, for the first one of a text may lose its space
+            once, twice = (library.decode([i] * n, skip_special_tokens=False) for n in (1, 2))
+            token_bytes[i] = twice[len(once):].encode()
+    return token_bytes
+
+
+def import_tokenizers(purpose):
+    """The library `tokenizers`; UserError without it, with what it is for."""
+    try:
+        import tokenizers
+        return tokenizers
+    except ImportError:
+        raise UserError(f'{purpose}: pip install tokenizers') from None

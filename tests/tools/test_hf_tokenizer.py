@@ -1,6 +1,5 @@
-"""tokenizer.json in and out: the ids of the library tokenizers are ours, or the file is refused."""
+"""tokenizer.json in and out: the ids of the library `tokenizers` are ours."""
 
-import base64
 import itertools
 import json
 import os
@@ -10,9 +9,9 @@ from conftest import REPOSITORY
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import tokenizer_json
-from script import UserError
-from tokenizer import Tokenizer, tiktoken_spec
+from folio.cli import UserError
+from folio.tokenizer import GPT2_PATTERN, Tokenizer, bpe_spec, tiktoken_spec, train_bpe
+from tools import convert, hf_tokenizer
 
 tokenizers = pytest.importorskip('tokenizers')
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers  # noqa: E402
@@ -36,61 +35,127 @@ BEFORE = {
     'none': BYTE_LEVEL}
 TEXTS = (st.text() | st.text("ab '0 1\n\r\tĲéſstKd٣²½_\u3000\u0301", max_size=40)).filter(
     lambda text: '<|endoftext|>' not in text)  # which is a token there, and text for us
+NEEDS_GPT2 = pytest.mark.skipif('TIKTOKEN_CACHE_DIR' not in os.environ,
+                                reason='needs TIKTOKEN_CACHE_DIR')
 
 
-def trained(before, specials=('<|endoftext|>',)):
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = before, decoders.ByteLevel()
-    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(
-        vocab_size=600, special_tokens=list(specials), show_progress=False,
+def trained(before):
+    """A byte-level BPE of the library's own, after this pre_tokenizer."""
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer, library.decoder = before, decoders.ByteLevel()
+    library.train_from_iterator(TEXT, trainers.BpeTrainer(
+        vocab_size=600, special_tokens=['<|endoftext|>'], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return tokenizer
+    return library
 
 
-def spec_of(ranks, pattern=tokenizer_json.GPT2_PATTERN, special=None):
-    text = '\n'.join(f'{base64.b64encode(token).decode()} {i}' for token, i in ranks.items())
-    return {'kind': 'bpe', 'name': 'made', 'pattern': pattern, 'ranks': text,
-            'special': special or {}}
+def spec_of(ranks, pattern=GPT2_PATTERN):
+    return bpe_spec('made', ranks, pattern, {})
 
 
-def read(tokenizer):
-    return tokenizer_json.from_json(json.loads(tokenizer.to_str()), 'made', 'tokenizer.json')
+def read(library):
+    return hf_tokenizer.from_json(json.loads(library.to_str()), 'made')
 
 
 def written(spec):
-    return tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json.to_json(spec)))
+    return tokenizers.Tokenizer.from_str(json.dumps(hf_tokenizer.to_json(spec)))
 
 
-TRAINED = {name: (tokenizer := trained(before), Tokenizer(read(tokenizer)))
+TRAINED = {name: (library := trained(before), Tokenizer(read(library)))
            for name, before in BEFORE.items()}
+LEARNED = train_bpe(TEXT, 600)
+PATTERNS = {'gpt2': GPT2_PATTERN, 'cl100k': CL100K, 'llama': LLAMA3}
+EXPORTED = {name: (written(spec := LEARNED | {'pattern': pattern}), Tokenizer(spec))
+            for name, pattern in PATTERNS.items()}
 
+
+# --- any file ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('name', BEFORE)
+@settings(max_examples=50, deadline=None)
 @given(text=TEXTS)
-def test_a_file_that_is_read_gives_the_ids_of_tokenizers(name, text):
+def test_a_file_that_is_read_gives_the_ids_of_the_library(name, text):
     theirs, ours = TRAINED[name]
     assert ours.encode(text).tolist() == theirs.encode(text).ids
     assert ours.decode(ours.encode(text)) == text
 
 
 @pytest.mark.parametrize('name', BEFORE)
-def test_a_long_text_has_the_same_ids_and_what_was_read_and_written_again_too(name):
+def test_it_is_kept_whole_and_written_as_it_was(name):
     theirs, ours = TRAINED[name]
-    again = written(ours.spec)
+    content = json.loads(theirs.to_str())
+    assert ours.spec['kind'] == 'json' and ours.spec['name'] == 'made'
+    assert hf_tokenizer.to_json(ours.spec) == content == json.loads(ours.spec['json'])
+    assert read(written(ours.spec)) == ours.spec
     for text in TEXT:
-        ids = theirs.encode(text).ids
-        assert ours.encode(text).tolist() == again.encode(text).ids == ids
-        assert again.decode(ids) == text
-    assert len(ids) < len(text) / 1.2 and read(again) == ours.spec
+        ids = ours.encode(text).tolist()
+        assert ids == theirs.encode(text).ids and ours.decode(ids) == text
+        assert sum(len(ours.token_bytes[i]) for i in ids) == len(text.encode())
 
 
-@pytest.mark.parametrize('pattern', [CL100K, LLAMA3], ids=['cl100k', 'Llama 3'])
+# --- byte-pair encodings -------------------------------------------------------------------------
+
+@pytest.mark.parametrize('name', EXPORTED)
+@settings(max_examples=50, deadline=None)
 @given(text=TEXTS)
-def test_a_file_that_is_written_gives_our_ids(pattern, text):
-    spec = TRAINED['Llama 3'][1].spec | {'pattern': pattern}
-    ids = Tokenizer(spec).encode(text).tolist()
-    assert written(spec).encode(text).ids == ids and written(spec).decode(ids) == text
+def test_a_byte_pair_encoding_that_is_written_gives_our_ids(name, text):
+    theirs, ours = EXPORTED[name]
+    ids = ours.encode(text).tolist()
+    assert theirs.encode(text).ids == ids and theirs.decode(ids) == text
 
+
+def test_what_was_learned_has_the_same_ids_there_and_comes_back_as_a_json_with_the_same_bytes():
+    theirs, ours = EXPORTED['gpt2']
+    back = Tokenizer(read(theirs))
+    assert back.kind == 'json' and back.token_bytes == ours.token_bytes
+    for text in TEXT:
+        ids = ours.encode(text).tolist()
+        assert theirs.encode(text).ids == back.encode(text).tolist() == ids
+        assert theirs.decode(ids) == text and len(ids) < len(text) / 1.2
+
+
+def test_the_end_of_a_text_is_a_special_token_there():
+    theirs = EXPORTED['gpt2'][0]
+    number = LEARNED['special']['<|endoftext|>']
+    assert theirs.token_to_id('<|endoftext|>') == number
+    assert theirs.encode('a<|endoftext|>').ids[-1] == number
+    assert theirs.decode([number]) == ''  # special tokens are skipped
+
+
+# --- merging by pairs and merging by rank --------------------------------------------------------
+
+def tokens_of(draw, alphabet, most):
+    """Tokens of several letters, each two earlier ones (or letters) one after the other."""
+    tokens = list(alphabet)
+    for _ in range(draw(st.integers(1, most))):
+        pair = draw(st.tuples(st.sampled_from(tokens), st.sampled_from(tokens)))
+        if sum(map(len, pair)) <= 6 and pair[0] + pair[1] not in tokens:
+            tokens.append(pair[0] + pair[1])
+            yield pair
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_ranks_that_are_written_give_the_same_ids_on_every_text(data):
+    """Ranks in any order that merging by rank can reach."""
+    tokens = [(a + b).encode() for a, b in tokens_of(data.draw, 'ab', 8)]
+    ranks = {token: i for i, token in enumerate([*BYTES, *tokens])}
+    assume(all(len(hf_tokenizer.merge(token, ranks)) <= 2 for token in ranks))
+    spec = spec_of(ranks, hf_tokenizer.EACH_CHARACTER + '+')
+    theirs, ours = written(spec), Tokenizer(spec)
+    for length in range(1, 9):
+        for text in map(''.join, itertools.product('ab', repeat=length)):
+            assert theirs.encode(text).ids == ours.encode(text).tolist(), text
+
+
+def test_a_token_that_no_merge_reaches_is_taken_whole():
+    ranks = {token: i for i, token in enumerate([*BYTES, b'abcd', b'ab', b'cd'])}
+    spec = spec_of(ranks)
+    assert Tokenizer(spec).encode('abcd').tolist() == written(spec).encode('abcd').ids == [256]
+    assert Tokenizer(read(written(spec))).encode('abcd').tolist() == [256]
+
+
+# --- bytes and characters ------------------------------------------------------------------------
 
 @given(st.text())
 def test_bytes_have_the_same_ids_and_texts(text):
@@ -105,7 +170,7 @@ def test_bytes_that_are_no_text_decode_alike(ids):
 
 
 @given(st.text(st.characters(exclude_categories=['Cs']), min_size=1), st.data())
-def test_characters_have_the_same_ids_and_texts(chars, data):
+def test_characters_have_the_same_ids_and_texts_and_come_back_as_characters(chars, data):
     spec = {'kind': 'char', 'chars': ''.join(sorted(set(chars)))}
     text = data.draw(st.text(st.sampled_from(spec['chars'])))
     theirs, ours = written(spec), Tokenizer(spec)
@@ -130,106 +195,68 @@ def test_bytes_come_back_as_bytes():
     assert read(written({'kind': 'byte'})) == {'kind': 'byte'}
 
 
-# --- merging by pairs and merging by rank --------------------------------------------------------
-
-def tokens_of(draw, alphabet, most):
-    """Tokens of several letters, each two earlier ones (or letters) one after the other."""
-    tokens = list(alphabet)
-    for _ in range(draw(st.integers(1, most))):
-        pair = draw(st.tuples(st.sampled_from(tokens), st.sampled_from(tokens)))
-        if sum(map(len, pair)) <= 6 and pair[0] + pair[1] not in tokens:
-            tokens.append(pair[0] + pair[1])
-            yield pair
-
-
-def assert_same_everywhere(theirs, ours, letters):
-    for length in range(1, 9):
-        for text in map(''.join, itertools.product(letters, repeat=length)):
-            assert theirs.encode(text).ids == ours.encode(text).tolist(), text
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_merges_that_are_taken_for_ranks_give_the_same_ids_on_every_text(data):
-    """Any list of merges: refused, or the same on all short texts of its letters."""
-    pairs = list(tokens_of(data.draw, 'ab', 8))
-    assume(pairs)
-    chars = [tokenizer_json.CHARS[byte] for byte in range(256)]
-    vocab = {token: i for i, token in enumerate([*chars, *(a + b for a, b in pairs)])}
-    order = data.draw(st.permutations(pairs)) if data.draw(st.booleans()) else pairs
-    theirs = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=list(order)))
-    theirs.pre_tokenizer = BYTE_LEVEL
-    try:
-        ours = Tokenizer(read(theirs))
-    except UserError:
-        return
-    assert_same_everywhere(theirs, ours, 'ab')
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_ranks_that_are_written_give_the_same_ids_on_every_text(data):
-    """Ranks in any order that merging by rank can reach."""
-    tokens = [(a + b).encode() for a, b in tokens_of(data.draw, 'ab', 8)]
-    ranks = {token: i for i, token in enumerate([*BYTES, *tokens])}
-    assume(all(len(tokenizer_json.merge(token, ranks)) <= 2 for token in ranks))
-    spec = spec_of(ranks, tokenizer_json.EACH_CHARACTER + '+')
-    assert_same_everywhere(written(spec), Tokenizer(spec), 'ab')
-
-
-def test_a_token_that_no_merge_reaches_is_taken_whole():
-    ranks = {token: i for i, token in enumerate([*BYTES, b'abcd', b'ab', b'cd'])}
-    spec = spec_of(ranks)
-    assert Tokenizer(spec).encode('abcd').tolist() == written(spec).encode('abcd').ids == [256]
-    assert read(written(spec)) == spec
+@pytest.mark.parametrize('spec', [{'kind': 'byte'}, {'kind': 'char', 'chars': 'abc'}])
+@pytest.mark.parametrize('changes', [
+    {'normalizer': {'type': 'Lowercase'}}, {'pre_tokenizer': {'type': 'Whitespace'}},
+    {'decoder': None},
+    {'added_tokens': [{'id': 999, 'content': 'abc', 'single_word': False, 'lstrip': False,
+                       'rstrip': False, 'normalized': False, 'special': True}]}])
+def test_a_file_that_differs_from_what_was_written_stays_as_it_is(spec, changes):
+    content = hf_tokenizer.to_json(spec) | changes
+    back = hf_tokenizer.from_json(content, 'other')
+    assert back['kind'] == 'json' and json.loads(back['json']) == content
 
 
 # --- GPT-2 ---------------------------------------------------------------------------------------
 
-@pytest.mark.skipif('TIKTOKEN_CACHE_DIR' not in os.environ, reason='needs TIKTOKEN_CACHE_DIR')
+@NEEDS_GPT2
 def test_gpt2_from_tokenizer_json_is_gpt2_from_tiktoken():
     spec = tiktoken_spec('gpt2')
-    content = tokenizer_json.to_json(spec)
-    out = tokenizers.Tokenizer.from_str(json.dumps(content))
-    theirs = tokenizers.Tokenizer.from_str(json.dumps(content))
+    out, theirs = written(spec), written(spec)
     theirs.pre_tokenizer = GPT2  # as in the file on the hub
-    assert read(theirs) == spec
+    assert read(theirs) == read(out) == spec
     ours = Tokenizer(spec)
     for text in [*TEXT, "it's 世界  \n\n x 1234 ½²  a\u3000b \t'LL ſ'S"]:
         ids = ours.encode(text).tolist()
         assert theirs.encode(text).ids == out.encode(text).ids == ids
 
 
-# --- what is refused -----------------------------------------------------------------------------
+@NEEDS_GPT2
+def test_what_is_like_gpt2_but_cuts_or_merges_otherwise_is_a_json():
+    content = hf_tokenizer.to_json(tiktoken_spec('gpt2'))
+    hub = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True}
+    pairs = [merge.split(' ') for merge in content['model']['merges']]  # as newer files have them
+    as_pairs = content | {'pre_tokenizer': hub, 'model': content['model'] | {'merges': pairs}}
+    assert hf_tokenizer.from_json(as_pairs, 'mine')['kind'] == 'bpe'
+    fewer = {'model': content['model'] | {'merges': pairs[:-1]}}
+    more = {'added_tokens': [*content['added_tokens'], {'content': 'x', 'id': 50257}]}
+    for changes in ({'pre_tokenizer': hub | {'add_prefix_space': True}}, {'pre_tokenizer': None},
+                    {'pre_tokenizer': hub | {'use_regex': False}}, fewer, more,
+                    {'normalizer': {'type': 'NFC'}}):
+        assert hf_tokenizer.from_json(content | changes, 'mine')['kind'] == 'json'
 
-def changed(**changes):
-    content = json.loads(TRAINED['GPT-2'][0].to_str())
-    model = {key[6:]: value for key, value in changes.items() if key.startswith('model_')}
-    others = {key: value for key, value in changes.items() if not key.startswith('model_')}
-    return content | others | {'model': content['model'] | model}
+
+# --- odd files -----------------------------------------------------------------------------------
+
+WHOLE = hf_tokenizer.to_json({'kind': 'byte'})
+NO_DICT = [1, None, [], 'a', {}, {'type': 'BPE'}, {'vocab': 1}, {'type': 'BPE', 'vocab': {'a': 0}},
+           {'type': 'WordPiece', 'vocab': ['a']}, {'type': 'BPE', 'vocab': {'a': 'b', 'c': 0}},
+           {'type': 'Other', 'vocab': {}}, {'type': 'BPE', 'vocab': {'a': 0}, 'merges': ['a b c']}]
 
 
-CONTENT = changed()['model']
-SWAPPED = [CONTENT['merges'][1], CONTENT['merges'][0], *CONTENT['merges'][2:]]
+@pytest.mark.parametrize('changes', [
+    *({'model': model} for model in NO_DICT), {'pre_tokenizer': 1}, {'pre_tokenizer': {'type': 1}},
+    {'added_tokens': [1]}, {'added_tokens': [{}]}, {'decoder': {'type': 'Nothing'}},
+    {'normalizer': {'type': 'Two\nlines'}}], ids=str)
+def test_what_is_no_tokenizer_json_is_one_line(changes, tmp_path):
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(WHOLE | changes))
+    with pytest.raises(UserError, match='is not in the format of tokenizers: ') as error:
+        Tokenizer(convert.read_tokenizer(tmp_path, 'odd'))
+    assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'model_type': 'Unigram', 'model_vocab': {'a': 0}}, 'a Unigram tokenizer'),
-    ({'model_type': 'WordPiece'}, 'a WordPiece tokenizer'),
-    ({'model_byte_fallback': True}, 'a SentencePiece tokenizer'),
-    ({'pre_tokenizer': {'type': 'Metaspace', 'replacement': '_'}}, 'a SentencePiece tokenizer'),
-    ({'normalizer': {'type': 'NFC'}}, 'its normalizer NFC'),
-    ({'normalizer': {'type': 'Sequence', 'normalizers': [{'type': 'Lowercase'}]}}, 'Lowercase'),
-    ({'pre_tokenizer': None}, 'its pre_tokenizer None'),
-    ({'pre_tokenizer': {'type': 'ByteLevel', 'add_prefix_space': True}}, 'pre_tokenizer ByteLevel'),
-    ({'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [
-        {'type': 'Punctuation'}, {'type': 'ByteLevel'}]}}, 'Punctuation and ByteLevel'),
-    ({'model_end_of_word_suffix': '</w>'}, 'end_of_word_suffix'),
-    ({'model_vocab': CONTENT['vocab'] | {'世': 9999}}, "token '世' is not written in bytes"),
-    ({'model_vocab': {k: v for k, v in CONTENT['vocab'].items() if k != 'ÿ'}}, 'all 256 bytes'),
-    ({'model_merges': SWAPPED}, 'out of the order'),
-    ({'model_merges': CONTENT['merges'][1:]}, 'as merging by id does')])
-def test_what_is_not_byte_level_bpe_is_refused_by_name(changes, message):
-    with pytest.raises(UserError, match=message) as error:
-        tokenizer_json.from_json(changed(**changes), 'x', 'tokenizer.json')
+def test_a_cut_file_is_one_line(tmp_path):
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(WHOLE)[:-9])
+    with pytest.raises(UserError, match='tokenizer.json is not JSON') as error:
+        convert.read_tokenizer(tmp_path, 'odd')
     assert '\n' not in str(error.value)
