@@ -7,192 +7,268 @@
 
 import dataclasses
 import re
+from dataclasses import dataclass
 
 import torch
 
-import config
+from folio import options
+from folio.cli import UserError
 from model import GPT, GPTConfig
-from script import UserError
 
-ARCHITECTURES = {'gpt2': 'GPT2LMHeadModel', 'llama': 'LlamaForCausalLM',
-                 'qwen3': 'Qwen3ForCausalLM', 'nanochat': 'NanoChatForCausalLM'}
-READABLE = ('gpt2', 'llama', 'qwen3')
-MODERN = {'position': 'rope', 'norm': 'rmsnorm'}
-HOLDS = {  # what the options must be; norms without weights are norms whose weights are 1
-    'gpt2': {'position': 'learned', 'norm': 'layernorm', 'mlp': 'gelu', 'qk_norm': False},
-    'llama': MODERN | {'mlp': 'swiglu', 'qk_norm': False},
-    'qwen3': MODERN | {'mlp': 'swiglu', 'qk_norm': True, 'bias': False},
-    'nanochat': MODERN | {'mlp': 'relu2', 'qk_norm': True, 'bias': False, 'norm_weight': False}}
-
-COMMON = {'vocab_size': 'vocab_size', 'tied': 'tie_word_embeddings'}
-GPT2_KEYS = COMMON | {'block_size': 'n_positions', 'n_layer': 'n_layer', 'n_head': 'n_head',
-                      'n_embd': 'n_embd', 'n_inner': 'n_inner', 'norm_eps': 'layer_norm_epsilon'}
-LLAMA_KEYS = COMMON | {
-    'block_size': 'max_position_embeddings', 'n_layer': 'num_hidden_layers',
-    'n_head': 'num_attention_heads', 'n_kv_head': 'num_key_value_heads', 'n_embd': 'hidden_size',
-    'n_inner': 'intermediate_size', 'norm_eps': 'rms_norm_eps'}
-KEYS = {'gpt2': GPT2_KEYS, 'llama': LLAMA_KEYS, 'qwen3': LLAMA_KEYS, 'nanochat': LLAMA_KEYS}
-ABSENT = {'gpt2': {'tied': True, 'n_inner': None, 'norm_eps': 1e-5},  # what a missing key means
-          'llama': {'tied': False, 'n_kv_head': None, 'norm_eps': 1e-6},
-          'qwen3': {'tied': False, 'norm_eps': 1e-6}}
-FIXED = {  # the values that other keys may have, the first of which is written
-    'gpt2': {'activation_function': ['gelu_new', 'gelu_pytorch_tanh'], 'scale_attn_weights': [True],
-             'scale_attn_by_inverse_layer_idx': [False], 'add_cross_attention': [False]},
-    'llama': {'hidden_act': ['silu', 'swish']},
-    'qwen3': {'hidden_act': ['silu', 'swish'], 'use_sliding_window': [False],
-              'attention_bias': [False]},
-    'nanochat': {'hidden_act': ['relu2'], 'final_logit_softcapping': [None],
-                 'attention_bias': [False]}}
-
-BLOCK = {'norm1': ['input_layernorm'], 'norm2': ['post_attention_layernorm'],
-         'attention.qkv': ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'],
-         'attention.proj': ['self_attn.o_proj'], 'attention.q_norm': ['self_attn.q_norm'],
-         'attention.k_norm': ['self_attn.k_norm'], 'mlp.up': ['mlp.gate_proj', 'mlp.up_proj'],
-         'mlp.proj': ['mlp.down_proj'], 'blocks': 'layers'}
-OUTSIDE = {'wte': ['embed_tokens'], 'norm': ['norm']}
-NAMES = {
-    'gpt2': {'wte': ['wte'], 'wpe': ['wpe'], 'norm': ['ln_f'], 'blocks': 'h', 'norm1': ['ln_1'],
-             'norm2': ['ln_2'], 'attention.qkv': ['attn.c_attn'], 'attention.proj': ['attn.c_proj'],
-             'mlp.up': ['mlp.c_fc'], 'mlp.proj': ['mlp.c_proj']},
-    'llama': OUTSIDE | BLOCK, 'qwen3': OUTSIDE | BLOCK,
-    'nanochat': OUTSIDE | BLOCK | {'mlp.up': ['mlp.fc1'], 'mlp.proj': ['mlp.fc2']}}
-PREFIX = {'gpt2': 'transformer.'}  # of all but the head; elsewhere 'model.'
 BUFFERS = r'\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$'  # constants that old files hold
+
+
+@dataclass
+class Layout:
+    """An architecture of transformers; theirs are the names in config.json and in the weights."""
+    architecture: str  # the class
+    holds: dict  # the values that our options must have, but for mlp
+    keys: dict  # our options' keys in config.json
+    absent: dict  # what it means where an option's key is missing; other options have to be there
+    fixed: dict  # values that other keys must have
+    activation_key: str  # of which their names and our mlp follow; the first is the default
+    activations: dict
+    names: dict  # our modules'; where ours holds several, theirs with spaces between
+    prefix: str = 'model.'  # before all names but the head's
+
+
+GPT2 = Layout(
+    architecture='GPT2LMHeadModel',
+    holds={'position': 'learned', 'norm': 'layernorm', 'qk_norm': False},
+    keys={'vocab_size': 'vocab_size', 'tied': 'tie_word_embeddings', 'block_size': 'n_positions',
+          'n_layer': 'n_layer', 'n_head': 'n_head', 'n_embd': 'n_embd', 'n_inner': 'n_inner',
+          'norm_eps': 'layer_norm_epsilon'},
+    absent={'tied': True, 'n_inner': None, 'norm_eps': 1e-5},
+    fixed={'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False,
+           'add_cross_attention': False},
+    activation_key='activation_function',
+    activations={'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_erf'},
+    names={'wte': 'wte', 'wpe': 'wpe', 'norm': 'ln_f', 'blocks': 'h', 'norm1': 'ln_1',
+           'norm2': 'ln_2', 'attention.qkv': 'attn.c_attn', 'attention.proj': 'attn.c_proj',
+           'mlp.up': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'},
+    prefix='transformer.')
+LLAMA = Layout(
+    architecture='LlamaForCausalLM',
+    holds={'position': 'rope', 'norm': 'rmsnorm', 'qk_norm': False},
+    keys={'vocab_size': 'vocab_size', 'tied': 'tie_word_embeddings',
+          'block_size': 'max_position_embeddings', 'n_layer': 'num_hidden_layers',
+          'n_head': 'num_attention_heads', 'n_kv_head': 'num_key_value_heads',
+          'n_embd': 'hidden_size', 'n_inner': 'intermediate_size', 'norm_eps': 'rms_norm_eps'},
+    absent={'tied': False, 'n_kv_head': None, 'norm_eps': 1e-6},
+    fixed={},
+    activation_key='hidden_act',
+    activations={'silu': 'swiglu', 'swish': 'swiglu'},
+    names={'wte': 'embed_tokens', 'norm': 'norm', 'blocks': 'layers',
+           'norm1': 'input_layernorm', 'norm2': 'post_attention_layernorm',
+           'attention.qkv': 'self_attn.q_proj self_attn.k_proj self_attn.v_proj',
+           'attention.q_norm': 'self_attn.q_norm', 'attention.k_norm': 'self_attn.k_norm',
+           'attention.proj': 'self_attn.o_proj',
+           'mlp.up': 'mlp.gate_proj mlp.up_proj', 'mlp.proj': 'mlp.down_proj'})
+QWEN3 = dataclasses.replace(
+    LLAMA, architecture='Qwen3ForCausalLM',
+    holds=LLAMA.holds | {'qk_norm': True, 'bias': False},
+    absent={'tied': False, 'norm_eps': 1e-6},
+    fixed={'use_sliding_window': False, 'attention_bias': False})
+NANOCHAT = dataclasses.replace(
+    QWEN3, architecture='NanoChatForCausalLM',
+    holds=QWEN3.holds | {'norm_weight': False},
+    fixed={'final_logit_softcapping': None, 'attention_bias': False},
+    activations={'relu2': 'relu2'},
+    names=LLAMA.names | {'mlp.up': 'mlp.fc1', 'mlp.proj': 'mlp.fc2'})
+LAYOUTS = {'gpt2': GPT2, 'llama': LLAMA, 'qwen3': QWEN3, 'nanochat': NANOCHAT}
+READABLE = ['gpt2', 'llama', 'qwen3']
 
 
 # --- shapes --------------------------------------------------------------------------------------
 
 def read_shape(description, path):
-    """The GPTConfig that a config.json means, a dict from the file path; UserError if none."""
-    def refuse(reason):
-        raise UserError(f'{path}: {reason}')
-    layout = description.get('model_type')
-    if layout not in READABLE:
-        refuse(f'models of the architecture {layout} are not read; {", ".join(READABLE)} are')
-    for key, values in FIXED[layout].items():
-        if description.get(key, values[0]) not in values:
-            refuse(f'{key}={description[key]} is not read, only {values[0]}')
-    found = {}
-    for field in dataclasses.fields(GPTConfig):
-        if key := KEYS[layout].get(field.name):
-            if key not in description and field.name not in ABSENT[layout]:
-                refuse(f'it has no {key}')
-            value = description.get(key, ABSENT[layout].get(field.name))
-            try:
-                found[field.name] = config.as_type(value, field.type, False)
-            except (ValueError, TypeError):
-                refuse(f'{key} is {value!r}')
-    bias = layout == 'gpt2' or bool(description.get('attention_bias'))
-    if layout == 'llama' and bool(description.get('mlp_bias')) != bias:
-        refuse('attention_bias and mlp_bias differ: either all linear layers have biases, or none')
-    rope = description.get('rope_parameters') or description.get('rope_scaling') or {}
-    if (kind := rope.get('rope_type', rope.get('type', 'default'))) != 'default':
-        refuse(f'scaled RoPE (rope_type={kind}) is not read')
-    theta = rope.get('rope_theta', description.get('rope_theta', 10000.0))
-    head_size = description.get('head_dim') or (128 if layout == 'qwen3' else None)
-    if head_size and head_size * found['n_head'] != found['n_embd']:
-        refuse(f'a head size of {head_size} is not read, for it is not n_embd / n_head = '
-               f'{found["n_embd"]} / {found["n_head"]}')
+    """The resolved GPTConfig that a config.json means, a dict from the file path; UserError if
+    there is none."""
     try:
-        return GPTConfig(**HOLDS[layout] | found | {
-            'norm_weight': True, 'bias': bias, 'rope_theta': float(theta)}).resolved()
-    except ValueError as error:
-        refuse(error)
+        layout = find_layout(description)
+        sizes = read_sizes(layout, description)
+        check_head_size(description, sizes)
+        return GPTConfig(**layout.holds | sizes | {
+            'norm_weight': True, 'mlp': read_activation(layout, description),
+            'bias': read_bias(description), 'rope_theta': read_theta(description)}).resolved()
+    except (AttributeError, TypeError, ValueError) as error:  # such as a text for a dict
+        raise UserError(f'{path}: {error}') from None
+
+
+def find_layout(description):
+    """The Layout that a config.json is of; as below, ValueError where it can't be read."""
+    name = description.get('model_type')
+    if name not in READABLE:
+        raise ValueError(f'models of the architecture {name} are not read; '
+                         f'{", ".join(READABLE)} are')
+    for key, value in LAYOUTS[name].fixed.items():
+        if description.get(key, value) != value:
+            raise ValueError(f'{key}={description[key]} is not read, only {value}')
+    return LAYOUTS[name]
+
+
+def read_sizes(layout, description):
+    """The options of layout.keys, a dict."""
+    types, sizes = {field.name: field.type for field in dataclasses.fields(GPTConfig)}, {}
+    for name, key in layout.keys.items():
+        if key not in description and name not in layout.absent:
+            raise ValueError(f'it has no {key}')
+        value = description.get(key, layout.absent.get(name))
+        try:
+            sizes[name] = options.as_type(value, types[name], False)
+        except options.REFUSALS:
+            raise ValueError(f'{key} is {value!r}') from None
+    return sizes
+
+
+def check_head_size(description, sizes):
+    """ValueError where the head size is not n_embd / n_head."""
+    head_size = description.get('head_dim') or 128 * (description['model_type'] == 'qwen3')
+    if head_size and head_size * sizes['n_head'] != sizes['n_embd']:
+        raise ValueError(f'a head size of {head_size} is not read, for it is not n_embd / n_head = '
+                         f'{sizes["n_embd"]} / {sizes["n_head"]}')
+
+
+def read_activation(layout, description):
+    """The option mlp."""
+    theirs = description.get(layout.activation_key, next(iter(layout.activations)))
+    if theirs not in layout.activations:
+        raise ValueError(f'{layout.activation_key}={theirs} is not read, only '
+                         f'{", ".join(layout.activations)}')
+    return layout.activations[theirs]
+
+
+def read_bias(description):
+    """The option bias: in all linear layers or in none."""
+    name, bias = description['model_type'], bool(description.get('attention_bias'))
+    if name == 'llama' and bool(description.get('mlp_bias')) != bias:
+        raise ValueError('attention_bias and mlp_bias differ: either all linear layers have '
+                         'biases, or none')
+    return bias or name == 'gpt2'
+
+
+def read_theta(description):
+    """The option rope_theta, which newer files hold in rope_parameters."""
+    rope = description.get('rope_parameters') or description.get('rope_scaling') or {}
+    kind = rope.get('rope_type', rope.get('type', 'default'))
+    if kind != 'default':
+        raise ValueError(f'scaled RoPE (rope_type={kind}) is not read')
+    return float(rope.get('rope_theta', description.get('rope_theta', 10000.0)))
 
 
 def choose_layout(shape):
-    """The layout that holds a resolved GPTConfig; UserError with the options in its way if none."""
-    def obstacles(layout):
-        names = [name for name, value in HOLDS[layout].items() if getattr(shape, name) != value]
-        grouped = shape.n_kv_head != shape.n_head and 'n_kv_head' not in KEYS[layout]
-        empty = ['n_layer'] if shape.n_layer == 0 else []
-        exact = ['norm_eps'] if layout == 'nanochat' and not shape.norm_eps else []
-        return names + ['n_kv_head'] * grouped + empty + exact
-    alike = [layout for layout in HOLDS if HOLDS[layout]['mlp'] == shape.mlp] or HOLDS
-    layout = min(alike, key=lambda layout: len(obstacles(layout)))
-    if wrong := obstacles(layout):
-        raise UserError(f'no layout of transformers holds this model; {layout}\'s is the nearest, '
-                        f'but {", ".join(f"{name}={getattr(shape, name)}" for name in wrong)} '
-                        'stands in the way')
-    return layout
+    """The name of the layout that holds a resolved GPTConfig; UserError with the options in its way
+    if none does."""
+    alike = [name for name, layout in LAYOUTS.items() if shape.mlp in layout.activations.values()]
+    name = min(alike or LAYOUTS, key=lambda name: len(obstacles(name, shape)))
+    if wrong := obstacles(name, shape):
+        values = ', '.join(f'{option}={getattr(shape, option)}' for option in wrong)
+        raise UserError(f'no layout of transformers holds this model; {name}\'s is the nearest, '
+                        f'but {values} stands in the way')
+    return name
 
 
-def describe(layout, shape):
-    """The dict of config.json for a resolved GPTConfig."""
-    known = {key: getattr(shape, name) for name, key in KEYS[layout].items()}
-    fixed = {key: values[0] for key, values in FIXED[layout].items()}
-    if layout == 'gpt2':
-        more = dict.fromkeys(('resid_pdrop', 'embd_pdrop', 'attn_pdrop'), 0.0)
-        more['n_ctx'] = shape.block_size  # which llama.cpp's converter asks for
+def obstacles(name, shape):
+    """The options whose values the layout can't hold, a list of names."""
+    layout = LAYOUTS[name]
+    more = {'mlp': shape.mlp not in layout.activations.values(), 'n_layer': shape.n_layer == 0,
+            'n_kv_head': shape.n_kv_head != shape.n_head and 'n_kv_head' not in layout.keys,
+            'norm_eps': name == 'nanochat' and not shape.norm_eps}  # for_nanochat divides by it
+    return [option for option, value in layout.holds.items() if getattr(shape, option) != value
+            ] + [option for option, wrong in more.items() if wrong]
+
+
+def describe(name, shape):
+    """The dict of config.json for a resolved GPTConfig in the layout called `name`."""
+    layout = LAYOUTS[name]
+    theirs = [theirs for theirs, ours in layout.activations.items() if ours == shape.mlp]
+    description = {'model_type': name, 'architectures': [layout.architecture]}
+    description |= {key: getattr(shape, option) for option, key in layout.keys.items()}
+    description |= layout.fixed | {layout.activation_key: theirs[0]}
+    if name == 'gpt2':
+        description |= dict.fromkeys(('resid_pdrop', 'embd_pdrop', 'attn_pdrop'), 0.0)
+        description['n_ctx'] = shape.block_size  # which llama.cpp's converter asks for
     else:
-        more = {'head_dim': shape.n_embd // shape.n_head, 'rope_theta': shape.rope_theta,
-                'rope_parameters': {'rope_type': 'default', 'rope_theta': shape.rope_theta}}
-    if layout == 'llama':
-        more |= {'attention_bias': shape.bias, 'mlp_bias': shape.bias}
-    return {'model_type': layout, 'architectures': [ARCHITECTURES[layout]], **known, **fixed,
-            **more, 'pad_token_id': None, 'dtype': 'float32'}
+        description |= {
+            'head_dim': shape.n_embd // shape.n_head, 'rope_theta': shape.rope_theta,
+            'rope_parameters': {'rope_type': 'default', 'rope_theta': shape.rope_theta}}
+    if name == 'llama':
+        description |= {'attention_bias': shape.bias, 'mlp_bias': shape.bias}
+    return description | {'pad_token_id': None, 'dtype': 'float32'}
 
 
 # --- weights -------------------------------------------------------------------------------------
 
-def entries(layout, shape):
-    """For each parameter that the layout holds: our name, their names, the sizes that they have as
-    parts of ours, and whether they are transposed."""
+def entries(name, shape):
+    """Each parameter that the layout called `name` holds, in our order: its name, the shapes by
+    name of the tensors of theirs that it holds one above the other, and whether those are
+    transposed."""
     with torch.device('meta'):
-        model = GPT(dataclasses.replace(shape, norm_weight=layout != 'nanochat',
-                                        bias=shape.bias or layout == 'gpt2'))
-    names, prefix = NAMES[layout], PREFIX.get(layout, 'model.')
-    for name, p in model.named_parameters():
-        module, _, kind = name.rpartition('.')
-        _, number, inner = re.fullmatch(r'(blocks\.(\d+)\.)?(.+)', module).groups()
-        before = prefix + (f'{names["blocks"]}.{number}.' if number else '')
-        theirs = ['lm_head'] if module == 'lm_head' else [before + part for part in names[inner]]
-        heights = [len(p)]
-        if len(theirs) > 1:
-            heights = model.get_parameter(f'{module}.weight').parts
-        yield (name, [f'{part}.{kind}' for part in theirs], [(h, *p.shape[1:]) for h in heights],
-               layout == 'gpt2' and number is not None and p.dim() == 2)
+        model = GPT(dataclasses.replace(shape, norm_weight=name != 'nanochat',
+                                        bias=shape.bias or name == 'gpt2'))
+    heights = model.stacked_matrices()
+    for ours, p in model.named_parameters():
+        module, _, kind = ours.rpartition('.')
+        theirs = module_names(LAYOUTS[name], module)
+        rows = heights[f'{module}.weight'] if len(theirs) > 1 else [len(p)]
+        sizes = {f'{part}.{kind}': (n, *p.shape[1:]) for part, n in zip(theirs, rows, strict=True)}
+        yield ours, sizes, name == 'gpt2' and module.startswith('blocks.') and p.dim() == 2
 
 
-def to_ours(tensors, layout, shape):
+def module_names(layout, module):
+    """Their names of one of our modules, such as blocks.3.attention.qkv."""
+    if module == 'lm_head':
+        return ['lm_head']
+    before = layout.prefix
+    if module.startswith('blocks.'):
+        _, number, module = module.split('.', 2)
+        before += f'{layout.names["blocks"]}.{number}.'
+    return [before + name for name in layout.names[module].split()]
+
+
+def to_ours(tensors, name, shape):
     """The state_dict of GPT(shape) with their tensors, a dict; UserError for one that is missing,
     extra or of another shape."""
-    prefix, ours = PREFIX.get(layout, 'model.'), {}
-    tensors = {name if name.startswith((prefix, 'lm_head.')) else prefix + name: tensor
-               for name, tensor in tensors.items() if not re.search(BUFFERS, name)}
+    prefix, ours = LAYOUTS[name].prefix, {}
+    tensors = {key if key.startswith((prefix, 'lm_head.')) else prefix + key: tensor
+               for key, tensor in tensors.items() if not re.search(BUFFERS, key)}
     head = tensors.pop('lm_head.weight', None) if shape.tied else None
-    for name, theirs, sizes, transposed in entries(layout, shape):
-        parts = []
-        for part, size in zip(theirs, sizes, strict=True):
-            if part not in tensors:
-                raise UserError(f'there is no tensor {part}, which config.json asks for')
-            size, tensor = size[::-1] if transposed else size, tensors.pop(part)
-            if tensor.shape != size:
-                raise UserError(f'the tensor {part} is {tuple(tensor.shape)}, and by config.json '
-                                f'it should be {size}')
-            parts.append(tensor.T if transposed else tensor)
-        ours[name] = torch.cat(parts).float()
+    for key, sizes, transposed in entries(name, shape):
+        ours[key] = torch.cat([take_tensor(tensors, *item, transposed)
+                               for item in sizes.items()]).float()
     if tensors:
-        raise UserError(f'the tensor {min(tensors)} has no place in a {layout} of this config.json')
+        raise UserError(f'the tensor {min(tensors)} has no place in a {name} of this config.json')
     if shape.tied:
         ours['lm_head.weight'] = ours['wte.weight']
-        if head is not None and not torch.equal(head.float(), ours['wte.weight']):
-            raise UserError('the tensor lm_head.weight is not the embedding, though config.json '
-                            'says tie_word_embeddings')
+    if head is not None and not torch.equal(head.float(), ours['wte.weight']):
+        raise UserError('the tensor lm_head.weight is not the embedding, though config.json '
+                        'says tie_word_embeddings')
     return ours
 
 
-def to_theirs(state, layout, shape):
+def take_tensor(tensors, theirs, size, transposed):
+    """The tensor called `theirs`, taken out of the dict, in the orientation of ours."""
+    if theirs not in tensors:
+        raise UserError(f'there is no tensor {theirs}, which config.json asks for')
+    tensor, size = tensors.pop(theirs), size[::-1] if transposed else size
+    if tensor.shape != size:
+        raise UserError(f'the tensor {theirs} is {tuple(tensor.shape)}, and by config.json it '
+                        f'should be {size}')
+    return tensor.T if transposed else tensor
+
+
+def to_theirs(state, name, shape):
     """(tensors, shape): our state_dict as theirs, and the GPTConfig that it has there."""
-    if layout == 'nanochat':
+    if name == 'nanochat':
         state, shape = for_nanochat(state, shape)
     tensors = {}
-    for name, theirs, sizes, transposed in entries(layout, shape):
-        value = state.get(name)
+    for key, sizes, transposed in entries(name, shape):
+        heights = [size[0] for size in sizes.values()]
+        value = state.get(key)
         if value is None:  # a norm's weight or a bias that our model does without
-            value = torch.full([sum(size[0] for size in sizes)], float(name.endswith('weight')))
-        for part, tensor in zip(theirs, value.split([size[0] for size in sizes]), strict=True):
-            tensors[part] = (tensor.T if transposed else tensor).contiguous()
+            value = torch.full([sum(heights)], float(key.endswith('weight')))
+        for theirs, tensor in zip(sizes, value.split(heights), strict=True):
+            tensors[theirs] = (tensor.T if transposed else tensor).contiguous()
     return tensors, shape
 
 

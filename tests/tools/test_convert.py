@@ -13,17 +13,15 @@ import pytest
 import torch
 from conftest import REPOSITORY, TINY
 
-import config
-import convert
-import evaluate
-import layouts
+import folio.options
 import prepare
-import run
 import sample
 import train
-from model import GPT
-from script import UserError
-from tokenizer import Tokenizer
+from folio.checkpoint import load
+from folio.cli import UserError
+from folio.tokenizer import Tokenizer
+from model import GPT, SHAPE, from_checkpoint
+from tools import convert, evaluate, layouts
 
 safetensors = pytest.importorskip('safetensors.torch')
 with warnings.catch_warnings():
@@ -38,6 +36,7 @@ QWEN3 = LLAMA | {'qk_norm': True, 'norm_eps': 1e-6}
 OUT = {
     'the defaults': {}, 'grouped': {'n_kv_head': 2, 'tied': False, 'rope_theta': 500.0},
     'GPT-2': GPT2, 'GPT-2 untied': GPT2 | {'tied': False, 'n_inner': 40},
+    'GPT-2 with the exact gelu': GPT2 | {'mlp': 'gelu_erf'},
     'without biases': GPT2 | {'bias': False}, 'bare norms': GPT2 | {'norm_weight': False},
     'Llama': LLAMA, 'Llama grouped': LLAMA | {'n_kv_head': 1, 'n_inner': 24, 'tied': False},
     'Llama with biases': LLAMA | {'bias': True, 'norm_weight': False},
@@ -47,6 +46,7 @@ SMALL = {'vocab_size': 70, 'max_position_embeddings': 256, 'num_hidden_layers': 
 MODERN = SMALL | {'intermediate_size': 40, 'num_key_value_heads': 2}
 IN = {
     'gpt2': SMALL, 'gpt2 untied': SMALL | {'tie_word_embeddings': False, 'n_inner': 24},
+    'gpt2 with the exact gelu': SMALL | {'activation_function': 'gelu'},
     'llama': MODERN | {'tie_word_embeddings': True, 'rope_theta': 5e5}, 'llama untied': MODERN,
     'llama with biases': MODERN | {'attention_bias': True, 'mlp_bias': True},
     'qwen3': MODERN | {'head_dim': 8, 'tie_word_embeddings': True, 'rms_norm_eps': 1e-5}}
@@ -108,7 +108,7 @@ def test_our_model_computes_and_writes_what_transformers_does(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     theirs = save_theirs(name)
     convert.main(['--from=theirs', '--out_dir=ours'])
-    assert_same(run.load_model('ours')[0], theirs)
+    assert_same(from_checkpoint(load('ours')), theirs)
 
 
 @pytest.mark.parametrize('name', IN)
@@ -118,13 +118,27 @@ def test_in_out_in_brings_bit_for_bit_the_same_weights_back(tmp_path, monkeypatc
     convert.main(['--from=theirs', '--out_dir=first'])
     convert.main(['--to=hf', '--out_dir=first', '--dest=again'])
     convert.main(['--from=again', '--out_dir=second'])
-    first, second = run.load('first'), run.load('second')
+    first, second = load('first'), load('second')
     assert first['model'].keys() == second['model'].keys()
     assert all(torch.equal(first['model'][key], second['model'][key]) for key in first['model'])
     assert first['config'] | {'out_dir': 'second'} == second['config']
     one, other = (safetensors.load_file(f'{folder}/model.safetensors')
                   for folder in ('theirs', 'again'))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_exact_gelu_is_the_exact_gelu_both_ways(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ours, theirs = save_ours(GPT2 | {'mlp': 'gelu_erf'}), export('hf')
+    assert json.loads((tmp_path / 'hf/config.json').read_text())['activation_function'] == 'gelu'
+    convert.main(['--from=hf', '--out_dir=back'])
+    idx = torch.randint(60, (2, 50))
+    with torch.no_grad():
+        logits, other, back = ours(idx), theirs(idx).logits, from_checkpoint(load('back'))(idx)
+        ours.blocks[0].mlp.kind = 'gelu'
+        assert (logits - ours(idx)).abs().max() > 1e-4
+    assert load('back')['config']['mlp'] == 'gelu_erf' and torch.equal(logits, back)
+    assert (logits - other).abs().max() < 1e-5
 
 
 def test_padding_of_the_vocabulary_is_never_drawn(tmp_path, monkeypatch):
@@ -144,7 +158,7 @@ def test_weights_in_several_files_and_without_the_prefix_come_in(tmp_path, monke
     part = next((tmp_path / 'bare').glob('*00001-of*'))
     safetensors.save_file(safetensors.load_file(part) | tensors, part)
     convert.main(['--from=bare', '--out_dir=ours'])
-    assert_same(run.load_model('ours')[0], theirs)
+    assert_same(from_checkpoint(load('ours')), theirs)
 
 
 def test_weights_in_bfloat16_come_in_as_float32(tmp_path, monkeypatch):
@@ -153,18 +167,18 @@ def test_weights_in_bfloat16_come_in_as_float32(tmp_path, monkeypatch):
     theirs.bfloat16().save_pretrained('theirs')
     theirs = transformers.AutoModelForCausalLM.from_pretrained('theirs', dtype=torch.float32)
     convert.main(['--from=theirs', '--out_dir=ours'])
-    assert_same(run.load_model('ours')[0], theirs.eval())
+    assert_same(from_checkpoint(load('ours')), theirs.eval())
 
 
 @pytest.mark.parametrize('name, kind', [
     ('gpt2', 'GPT2'), ('shakespeare_char', 'NanoChat'), ('llama_tiny', 'Llama')])
 def test_the_models_of_the_configurations_export(tmp_path, monkeypatch, name, kind):
     path = str(REPOSITORY / 'config' / f'{name}.py')
-    options = config.parse(train.TrainConfig, [path, '--n_layer=2'])[0]
+    options = folio.options.parse(train.TrainConfig, [path, '--n_layer=2'])[0]
     shape = dataclasses.replace(options, vocab_size=options.vocab_size or 256).resolved()
     monkeypatch.chdir(tmp_path)
-    assert layouts.ARCHITECTURES[layouts.choose_layout(shape)].startswith(kind)
-    ours = save_ours({key: getattr(shape, key) for key in run.SHAPE} | {
+    assert layouts.LAYOUTS[layouts.choose_layout(shape)].architecture.startswith(kind)
+    ours = save_ours({key: getattr(shape, key) for key in SHAPE} | {
         'n_embd': 32, 'n_head': 4, 'n_kv_head': 4 * shape.n_kv_head // shape.n_head,
         'n_inner': None, 'vocab_size': 300, 'block_size': 256}, {'kind': 'byte'})
     assert_same(ours, export(), vocab_size=256)
@@ -179,7 +193,7 @@ def test_what_came_in_is_sampled_trained_on_and_exported(home, capsys):
         (home / 'data/tiny/meta.json').read_text())['tokenizer'])
     export('hf')
     convert.main(['--from=hf'])
-    assert run.load('out/hf')['tokenizer']['kind'] == 'char'
+    assert load('out/hf')['tokenizer']['kind'] == 'char'
     sample.main(['--out_dir=out/hf', '--device=cpu', '--start=fox', '--max_new_tokens=20'])
     assert 'fox' in capsys.readouterr().out
     with pytest.raises(UserError, match='was not trained here; name a data set'):
@@ -190,7 +204,7 @@ def test_what_came_in_is_sampled_trained_on_and_exported(home, capsys):
     tune = ['--dataset=tiny', '--init_from=out/hf', '--device=cpu', '--dtype=float32',
             '--batch_size=4', '--block_size=32', '--max_steps=2']
     train.main([*tune, '--out_dir=tuned'])
-    state = run.load('tuned')
+    state = load('tuned')
     assert state['model']['wpe.weight'].shape == (32, 32) and state['config']['bias']
     convert.main(['--to=hf', '--out_dir=tuned', '--dest=tuned_hf'])
     prepare.main(['--input=tiny.txt', '--tokenizer=byte', '--name=other'])
@@ -209,7 +223,7 @@ def test_without_a_tokenizer_the_model_comes_in_and_sampling_says_so(tmp_path, m
     monkeypatch.chdir(tmp_path)
     save_theirs('llama')
     convert.main(['--from=theirs', '--out_dir=ours'])
-    assert run.load('ours')['tokenizer'] is None
+    assert load('ours')['tokenizer'] is None
     with pytest.raises(UserError, match='has no tokenizer'):
         sample.main(['--out_dir=ours'])
 
@@ -217,78 +231,108 @@ def test_without_a_tokenizer_the_model_comes_in_and_sampling_says_so(tmp_path, m
 # --- the hub -------------------------------------------------------------------------------------
 
 class Hub(BaseHTTPRequestHandler):
-    """What the hub answers for the model `small`: a large file it sends from elsewhere."""
-    folder, etag, asked = None, None, []
+    """What the hub answers about the model team/small, whose files are in `folder`."""
+    folder, asked = None, []
 
     def do_GET(self):
         self.asked.append(self.path)
-        name = self.path.rsplit('/')[-1]
-        path = self.folder / name
-        if self.path == '/api/models/team/small':
-            body = json.dumps({'siblings': [{'rfilename': path.name}
-                                            for path in self.folder.iterdir()]}).encode()
-        elif not (self.path.startswith('/team/small/resolve/main/') or '/cdn/' in self.path):
-            return self.send_error(401)
-        elif name == 'model.safetensors' and '/cdn/' not in self.path:
-            self.send_response(302)
-            self.send_header('X-Linked-ETag', f'"{self.etag}"')
-            self.send_header('Location', f'/cdn/{name}')
-            return self.end_headers()
+        if self.path == '/api/models/team/small/revision/main':
+            body = json.dumps({'id': 'team/small', 'sha': '0' * 40}).encode()
+        elif self.path.startswith('/api/models/team/small/tree/'):
+            body = json.dumps([{'type': 'file', 'path': path.name, 'oid': '0',
+                                'size': path.stat().st_size} for path in self.folder.iterdir()]
+                              ).encode()
+        elif self.path.startswith('/team/small/resolve/'):
+            body = (self.folder / self.path.rsplit('/')[-1]).read_bytes()
         else:
-            body = path.read_bytes()
-        self.send_response(200)
-        self.send_header('Content-Length', str(len(body)))
+            return self.answer(401, b'', {'X-Error-Code': 'RepoNotFound'})
+        self.answer(200, body, {'ETag': hashlib.sha256(body).hexdigest(),
+                                'X-Repo-Commit': '0' * 40})
+
+    do_HEAD = do_GET
+
+    def answer(self, code, body, headers):
+        self.send_response(code)
+        for name, value in (headers | {'Content-Length': len(body)}).items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command == 'GET':
             self.wfile.write(body)
 
-    do_HEAD = do_GET
-
     def log_message(self, *_):
         pass
+
+
+def use_hub(monkeypatch, endpoint, cache):
+    """What the environment variables HF_ENDPOINT and HF_HUB_CACHE do when a program starts."""
+    constants = pytest.importorskip('huggingface_hub').constants
+    monkeypatch.setattr(constants, 'ENDPOINT', endpoint)
+    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE',
+                        endpoint + '/{repo_id}/resolve/{revision}/{filename}')
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(cache))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     theirs = save_theirs('gpt2')
-    Hub.folder, Hub.asked = tmp_path / 'theirs', []
-    Hub.etag = hashlib.sha256((tmp_path / 'theirs/model.safetensors').read_bytes()).hexdigest()
+    monkeypatch.setattr(Hub, 'folder', tmp_path / 'theirs')
+    monkeypatch.setattr(Hub, 'asked', [])
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     threading.Thread(target=partial(server.serve_forever, 0.01), daemon=True).start()
-    monkeypatch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    use_hub(monkeypatch, f'http://127.0.0.1:{server.server_port}', tmp_path / 'cache')
     yield theirs
     server.shutdown()
+    server.server_close()
 
 
-def test_a_model_is_fetched_from_the_hub_once(hub, tmp_path):
+def test_a_model_is_fetched_from_the_hub_once(hub, tmp_path, monkeypatch):
+    (tmp_path / 'theirs/tf_model.h5').write_bytes(b'not asked for')
     convert.main(['--from=team/small', '--out_dir=ours'])
-    assert_same(run.load_model('ours')[0], hub)
-    asked = len(Hub.asked)
+    assert_same(from_checkpoint(load('ours')), hub)
+    assert any('model.safetensors' in path for path in Hub.asked)
+    assert not any('.h5' in path for path in Hub.asked)
+    use_hub(monkeypatch, 'http://127.0.0.1:9', tmp_path / 'cache')
     convert.main(['--from=team/small', '--out_dir=again'])
-    assert len(Hub.asked) == asked
-    assert (tmp_path / 'cache/folio/team/small/config.json').exists()
+    assert torch.equal(load('ours')['model']['wte.weight'], load('again')['model']['wte.weight'])
 
 
-def test_a_file_with_another_checksum_than_the_hub_says_is_refused(hub, tmp_path):
-    Hub.etag = '0' * 64
-    with pytest.raises(UserError, match='sha256'):
+def test_what_the_hub_does_not_give_is_one_line(hub, tmp_path):
+    with pytest.raises(UserError, match='no such model, or only for accounts.*--from=FOLDER') as e:
+        convert.main(['--from=team/other', '--out_dir=ours'])
+    assert '\n' not in str(e.value)
+    (tmp_path / 'theirs/model.safetensors').rename(tmp_path / 'theirs/pytorch_model.bin')
+    with pytest.raises(UserError, match='no model.safetensors.*pytorch_model.bin, are not read'):
         convert.main(['--from=team/small', '--out_dir=ours'])
     assert not (tmp_path / 'ours').exists()
-    assert not (tmp_path / 'cache/folio/team/small/config.json').exists()
 
 
-def test_what_the_hub_does_not_give_is_one_line(hub, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match='no such model, or only for accounts.*--from=FOLDER'):
-        convert.main(['--from=team/other', '--out_dir=ours'])
-    (tmp_path / 'theirs/model.safetensors').rename(tmp_path / 'theirs/pytorch_model.bin')
-    with pytest.raises(UserError, match='pytorch_model.bin is not read'):
-        convert.main(['--from=team/small', '--out_dir=ours'])
-    monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
-    with pytest.raises(UserError, match='openai-community/gpt2 could not be fetched') as error:
+def test_a_hub_out_of_reach_is_one_line_that_names_the_alternative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    use_hub(monkeypatch, 'http://127.0.0.1:9', tmp_path / 'cache')
+    with pytest.raises(UserError, match='openai-community/gpt2 could not be fetched from '
+                                        'http://127.0.0.1:9: .*: --from=FOLDER') as error:
         convert.main(['--from=gpt2', '--out_dir=ours'])
-    assert '\n' not in str(error.value)
+    assert '\n' not in str(error.value) and not (tmp_path / 'ours').exists()
+
+
+@pytest.mark.parametrize('failure', [OSError(28, 'No space left on device'), ValueError('a\nb')])
+def test_whatever_fetching_raises_is_one_line(tmp_path, monkeypatch, failure):
+    def fail(*_, **__):
+        raise failure
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pytest.importorskip('huggingface_hub'), 'snapshot_download', fail)
+    with pytest.raises(UserError, match='team/small could not be fetched .*: --from=FOLDER') as e:
+        convert.main(['--from=team/small', '--out_dir=ours'])
+    assert '\n' not in str(e.value)
+
+
+def test_without_huggingface_hub_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+    with pytest.raises(UserError, match='no such folder; .* pip install huggingface_hub'):
+        convert.main(['--from=gpt2', '--out_dir=ours'])
 
 
 # --- what cannot be converted --------------------------------------------------------------------
@@ -303,6 +347,8 @@ def change(folder, name='config.json', **changes):
     ('llama', {'model_type': 'nanochat'}, 'nanochat'), ('llama', {'model_type': 'gone'}, 'None'),
     ('llama', {'rope_parameters': {'rope_type': 'llama3', 'factor': 8.0}}, 'scaled.*llama3'),
     ('llama', {'rope_parameters': None, 'rope_scaling': {'type': 'linear'}}, 'scaled RoPE.*linear'),
+    ('llama', {'rope_parameters': 'linear'}, 'theirs/config.json: '),
+    ('llama', {'rope_parameters': {'rope_theta': None}}, 'theirs/config.json: '),
     ('llama', {'head_dim': 16}, 'head size of 16 .* 32 / 4'),
     ('qwen3', {'head_dim': 'gone'}, 'head size of 128'),
     ('qwen3', {'use_sliding_window': True}, 'use_sliding_window=True'),
@@ -331,6 +377,7 @@ def test_a_description_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, mo
     ('config.json', None, 'theirs has no config.json'), ('config.json', b'{', 'is not JSON'),
     ('config.json', b'[]', 'no JSON object'), ('model.safetensors', None, 'no model.safetensors'),
     ('model.safetensors', b'no', 'no whole .safetensors'),
+    ('config.json', b'{"model_type": [1]}', r'architecture \[1\] are not read'),
     ('tokenizer.json', b'{"model": 1}', 'not in the format'),
     ('tokenizer.model', b'', 'SentencePiece tokenizer .tokenizer.model. is not read')])
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, file, content, message):
@@ -348,7 +395,7 @@ def test_weights_that_only_pickle_holds_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_theirs('gpt2')
     (tmp_path / 'theirs/model.safetensors').rename(tmp_path / 'theirs/pytorch_model.bin')
-    with pytest.raises(UserError, match=r'pytorch_model.bin is not read, .* run code'):
+    with pytest.raises(UserError, match=r'no model.safetensors.*pytorch_model.bin, are not read'):
         convert.main(['--from=theirs', '--out_dir=ours'])
 
 
@@ -377,6 +424,19 @@ def test_a_shape_that_no_layout_holds_is_refused_with_the_option(tmp_path, monke
     assert '\n' not in str(error.value) and not (tmp_path / 'theirs').exists()
 
 
+@pytest.mark.parametrize('index, message', [
+    ({}, 'has no weight_map'), ({'weight_map': []}, 'has no weight_map'),
+    ({'weight_map': {'a': '../secret.safetensors'}}, 'theirs/secret.safetensors is no whole')])
+def test_an_index_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, index, message):
+    monkeypatch.chdir(tmp_path)
+    save_theirs('gpt2')
+    (tmp_path / 'theirs/model.safetensors').rename('secret.safetensors')
+    (tmp_path / 'theirs/model.safetensors.index.json').write_text(json.dumps(index))
+    with pytest.raises(UserError, match=message) as error:
+        convert.main(['--from=theirs', '--out_dir=ours'])
+    assert '\n' not in str(error.value)
+
+
 @pytest.mark.parametrize('argv, message', [
     ([], 'give either'), (['--from=a', '--to=hf'], 'give either'), (['--to=hf'], 'takes the'),
     (['--to=hf', '--out_dir=ours.pt'], '--dest=DIR'), (['--to=hf', '--dest=x'], '--out_dir=DIR'),
@@ -384,6 +444,7 @@ def test_a_shape_that_no_layout_holds_is_refused_with_the_option(tmp_path, monke
     (['--to=gguf'], "'hf'"), (['--from=a b'], 'no model has such a name'),
     (['--from=../x'], 'no such folder'), (['--from=empty'], 'empty has no config.json'),
     (['--to=hf', '--out_dir=ours.pt', '--dest=full'], 'full is there already'),
+    (['--to=hf', '--out_dir=ours.pt', '--dest=.'], 'is there already'),
     (['--to=hf', '--out_dir=ours.pt', '--dest=ours.pt'], 'ours.pt is there already')])
 def test_what_cannot_be_meant_is_one_line(tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
@@ -429,3 +490,22 @@ def test_the_exported_tokenizer_gives_the_same_ids_and_texts(tmp_path, monkeypat
     ids = theirs(text)['input_ids']
     assert ids == ours.encode(text).tolist() and theirs.decode(ids) == text
     assert theirs.model_max_length == 256
+
+
+def test_a_tokenizer_of_another_kind_comes_in_and_goes_out_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizers = pytest.importorskip('tokenizers')
+    words = [('<unk>', 0.0), ('▁', -2.0), ('▁the', -1.0), ('▁fox', -1.0), ('o', -3.0), ('x', -3.0)]
+    library = tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=0))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    library.decoder = tokenizers.decoders.Metaspace()
+    save_theirs('llama')
+    library.save('theirs/tokenizer.json')
+    convert.main(['--from=theirs', '--out_dir=ours'])
+    spec = load('ours')['tokenizer']
+    assert spec['kind'] == 'json' and spec['name'] == 'theirs'
+    convert.main(['--to=hf', '--out_dir=ours', '--dest=again'])
+    ids = transformers.AutoTokenizer.from_pretrained('again')('the fox ox')['input_ids']
+    assert ids == Tokenizer(spec).encode('the fox ox').tolist() == library.encode('the fox ox').ids
+    settings = transformers.GenerationConfig.from_pretrained('again')
+    assert settings.suppress_tokens == list(range(6, 70))
