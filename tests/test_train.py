@@ -492,13 +492,22 @@ def test_what_cannot_be_trained_is_one_line(home, argv, message):
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(home):
     train.main([*TINY, '--max_steps=2'])
-    with pytest.raises(UserError, match=r'step \d.* is (nan|inf) .*1\.0e\+30.*ckpt.pt \(step 2\)'):
+    with pytest.raises(UserError, match=r'step \d.*: the (loss|gradient norm) is (nan|inf) .*1\.0e\+30.*ckpt.pt \(step 2\)'):
         train.main([*TINY, '--max_steps=9', '--resume=True', '--learning_rate=1e30',
                     '--min_lr=1e30', '--warmup_steps=0', '--grad_clip=0'])
     assert torch.load('out/tiny/ckpt.pt', weights_only=True)['step'] == 2
 
 
 # --- what is kept --------------------------------------------------------------------------------
+
+def test_all_groups_follow_the_schedule_from_peaks_of_their_own(home):
+    train.main([*TINY, '--max_steps=9', '--learning_rate=0.01', '--muon_lr=0.1'])
+    state = torch.load('out/tiny/ckpt.pt', weights_only=True)
+    factor = read_log(home / 'out/tiny')[-1]['lr'] / 0.01
+    groups = [group for optimizer in state['optimizers'] for group in optimizer['param_groups']]
+    assert 0 < factor < 0.1
+    assert {round(group['lr'] / factor, 9) for group in groups} == {0.01, 0.1}
+
 
 def test_best_pt_is_the_model_of_the_lowest_loss_only(home, monkeypatch):
     losses = iter([3.0, 2.0, 2.5])
