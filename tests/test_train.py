@@ -492,7 +492,9 @@ def test_what_cannot_be_trained_is_one_line(home, argv, message):
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(home):
     train.main([*TINY, '--max_steps=2'])
-    with pytest.raises(UserError, match=r'step \d.*: the (loss|gradient norm) is (nan|inf) .*1\.0e\+30.*ckpt.pt \(step 2\)'):
+    message = (r'step \d.*: the (loss|gradient norm) is (nan|inf) .*1\.0e\+30.*'
+               r'ckpt.pt \(step 2\)')
+    with pytest.raises(UserError, match=message):
         train.main([*TINY, '--max_steps=9', '--resume=True', '--learning_rate=1e30',
                     '--min_lr=1e30', '--warmup_steps=0', '--grad_clip=0'])
     assert torch.load('out/tiny/ckpt.pt', weights_only=True)['step'] == 2
