@@ -13,7 +13,7 @@ H heads, K key/value heads, D head size (C / H), V vocabulary.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn as nn
@@ -182,7 +182,7 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        if config.mlp not in ('gelu', 'gelu_erf', 'swiglu', 'relu2'):
+        if config.mlp not in get_args(GPTConfig.__annotations__['mlp']):
             raise ValueError(f'mlp={config.mlp} is no activation')
         self.kind = config.mlp
         gates = 1 if config.mlp == 'swiglu' else 0  # `up` holds the gate's matrix and up's
@@ -199,6 +199,7 @@ class MLP(nn.Module):
         if self.kind == 'swiglu':  # Shazeer 2020, arXiv:2002.05202
             gate, x = x.chunk(2, dim=-1)
             return F.silu(gate) * x
+        assert self.kind == 'relu2', f'mlp={self.kind} has no formula here'
         return F.relu(x).square()  # So et al. 2021, arXiv:2109.08668
 
     def forward(self, x):

@@ -32,7 +32,7 @@ import numpy as np
 import folio.options
 from folio import texts
 from folio.cli import UserError, progress_bar, run, short
-from folio.options import InPath
+from folio.options import InPath, as_text
 from folio.tokenizer import Tokenizer, code_points, name_of, tiktoken_spec, train_bpe
 
 SPLITS = ('train', 'val')
@@ -147,9 +147,10 @@ def raw_files(options, folder):
     paths = []
     for pattern in options.input:
         if pattern == '-':
+            import shutil  # which loads compressions
             paths.append(folder / 'stdin.tmp')
             with open(paths[-1], 'wb') as file:
-                file.writelines(sys.stdin.buffer)
+                shutil.copyfileobj(sys.stdin.buffer, file)
         else:
             paths += texts.input_files([pattern])
     return paths
@@ -367,7 +368,14 @@ def describe_tokens(source, tokenizer, counts, began):
             'characters': counts['characters'], 'bytes': counts['bytes'],
             'bytes_per_token': round(counts['bytes'] / sum(tokens.values()), 4),
             'seconds': round(time.perf_counter() - began, 1),
-            'recipe': dataclasses.asdict(source.options)}
+            'recipe': dataclasses.asdict(source.options) | {
+                'input': [relative_to_root(path) for path in source.options.input]}}
+
+
+def relative_to_root(path):
+    """A path below the scripts' folder as relative to it, so that the folder may move."""
+    root = f'{folio.options.ROOT}{os.sep}'
+    return path.removeprefix(root)
 
 
 def report(folder, meta, counts, tokenizer):
@@ -487,8 +495,8 @@ def read_meta(folder, recipe):
     """The content of meta.json, or what stands for it where the files are another program's."""
     if (folder / 'meta.json').exists():
         meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
-        inputs = [str(folio.options.ROOT / path) for path in meta['recipe']['input']]
-        made_with = meta['recipe'] | {'input': inputs}
+        made_with = meta['recipe'] | {'input': [as_text(path, InPath, typed=False)
+                                                for path in meta['recipe']['input']]}
         if recipe.exists() and vars(read_options([str(recipe)])) != made_with:
             print(f'warning: {folder} was made with other options than are in {recipe} now; '
                   'prepare.py makes it anew')

@@ -124,8 +124,9 @@ def starting_point(options, given):
 
 def from_weights(options, given, folder):
     """(options, checkpoint) of a new run that starts from the weights of --init_from."""
-    if options.init_from in ('scratch', 'resume'):
-        raise UserError(f'init_from={options.init_from}: a run starts from scratch unless told '
+    name = Path(options.init_from).name
+    if name in ('scratch', 'resume') and not folio.options.find(options.init_from).exists():
+        raise UserError(f'init_from={name}: a run starts from scratch unless told '
                         'otherwise, and --resume=True goes on with one')
     source = folio.options.find(options.init_from).resolve()
     if folder.resolve() in (source, source.parent):
@@ -404,7 +405,7 @@ def validate(model, tokens, machine, limit=None, token_bytes=None):
         windows = torch.from_numpy(tokens.windows(starts, length + 1))
         x, y = windows[:, :-1].to(machine.device), windows[:, 1:].flatten()
         with machine.autocast():
-            logits = model.forward(x).flatten(0, 1).float()
+            logits = model.forward(x).flatten(0, 1).float()  # by the uncompiled model
         nats = F.cross_entropy(logits, y.to(machine.device), reduction='none')
         n_bytes = 0 if token_bytes is None else token_bytes[y].sum()
         sums += torch.tensor([nats.cpu().double().sum(), n_bytes])
@@ -475,9 +476,9 @@ def train(options, state, resumed, machine):
     machine.check_same_on_ranks(
         progress.step, 'step to go on from (out_dir must be a folder they share)')
     if is_done(options, progress):
-        limit = 'max_seconds' if progress.step < (options.max_steps or math.inf) else 'max_steps'
+        by_clock = options.max_steps is None or progress.step < options.max_steps
         print(f'{folder} ended at step {progress.step:,}, {progress.seconds:.0f} s; to go on, '
-              f'raise {limit}')
+              f'raise {"max_seconds" if by_clock else "max_steps"}')
         return 0
     if not resumed:
         machine.on_rank_0(checkpoint.move_old_run, folder)
@@ -508,7 +509,7 @@ def training_loop(run):
             evaluating = done or is_due(progress.step, first_step, options.eval_interval)
             ending = done or stopped_by
             if ending or evaluating or is_logged(progress.step, first_step, options):
-                report(run, bar, evaluating, evaluating or ending)
+                report(run, bar, evaluating=evaluating, saving=evaluating or ending)
             if ending:
                 return 0 if done else stopped_by
             factor = rate_factor(options, progress)
@@ -533,9 +534,11 @@ def report(run, bar, evaluating, saving):
     if not run.pending:
         return
     options, machine, progress = run.options, run.machine, run.progress
+    records = summarize(run)  # which waits for the device
     seconds, sequences = run.reported
     tokens = (progress.sequences - sequences) * options.block_size
-    records = summarize(run, round(tokens / (seconds_since(run) - seconds)))
+    speed = round(tokens / (seconds_since(run) - seconds))
+    records = [record | {'tokens_per_second': speed} for record in records]
     journal.tell_progress(records[-1], bar, options.max_steps, seconds_left(options, records[-1]))
     best = evaluating and evaluate(run, records[-1], bar.write)
     machine.on_rank_0(journal.write_log, run.folder, records, run.tracker)
@@ -587,7 +590,7 @@ def seconds_left(options, record):
     return left
 
 
-def summarize(run, speed):
+def summarize(run):
     """The log's records of the pending steps, whose losses and gradient norms are on the device; a
     loss becomes the processes' mean. A scaler has skipped steps whose norm is not finite."""
     values = torch.stack([record.pop('values') for record in run.pending]).cpu().double()
@@ -596,14 +599,14 @@ def summarize(run, speed):
         if run.scaler.is_enabled() and not math.isfinite(norm):
             norm = None
         refuse_nan({'loss': loss, 'gradient norm': norm}, record, run.folder)
-        record |= {'train_loss': loss, 'grad_norm': norm, 'tokens_per_second': speed}
+        record |= {'train_loss': loss, 'grad_norm': norm}
     return run.pending
 
 
 def save(run, best):
     """Write ckpt.pt, and if it is the best so far the model alone as best.pt; draw loss.png."""
     state = {'model': run.model.state_dict(), **vars(run.progress),
-             'seconds': seconds_since(run),
+             'seconds': seconds_since(run),  # with this evaluation
              'config': dataclasses.asdict(run.options),
              'tokenizer': run.tokenizer.spec if run.tokenizer else None}
     if best:

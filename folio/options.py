@@ -15,6 +15,7 @@ import difflib
 import functools
 import inspect
 import operator
+import re
 import runpy
 import textwrap
 import traceback
@@ -87,7 +88,7 @@ def run_file(argument):
     except Exception as error:  # whatever the user's code raises
         line = line_of(error, path)
         hint = ''
-        if isinstance(error, ImportError) and error.name in ('config', 'script'):
+        if re.search("'(config|script)'", str(error)):  # modules that configurations once used
             hint = ("; relative paths in a configuration are relative to folio's folder by "
                     "themselves: write out_dir = 'out/NAME', without an import")
         raise UserError(f'{argument}, line {line}: {type(error).__name__}: {error}{hint}') from None
@@ -200,7 +201,8 @@ def choices(kind):
     """The values of a Literal, also of one in a union, as a list of one text or none."""
     if get_origin(kind) is Literal:
         return [' | '.join(map(str, get_args(kind)))]
-    return [text for member in get_args(kind) for text in choices(member)]
+    found = [text for member in get_args(kind) for text in choices(member)]
+    return [f'True | False | {found[0]}'] if found and bool in get_args(kind) else found
 
 
 def comments_of(cls):

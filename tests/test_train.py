@@ -456,6 +456,12 @@ def test_init_from_takes_weights_and_shape_and_may_shorten_the_context(home):
             train.main([*argv, '--init_from=first', '--max_steps=1'])
 
 
+def test_nanogpts_init_from_is_answered_in_a_configuration_too(home):
+    (home / 'resume.py').write_text("init_from = 'resume'\n")
+    with pytest.raises(UserError, match='init_from=resume: .* --resume=True'):
+        train.main([*TINY, 'resume.py'])
+
+
 def test_init_from_refuses_another_tokenizer_with_both_names(home):
     train.main([*TINY, '--max_steps=1', '--out_dir=first'])
     prepare.main(['--input=tiny.txt', '--tokenizer=byte', '--name=bytes'])

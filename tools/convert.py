@@ -162,7 +162,7 @@ def import_safetensors():
         import safetensors.torch
         return safetensors
     except ImportError:
-        raise UserError('convert.py needs safetensors: pip install safetensors') from None
+        raise UserError('tools/convert.py needs safetensors: pip install safetensors') from None
 
 
 # --- out -----------------------------------------------------------------------------------------

@@ -136,3 +136,10 @@ def test_a_configuration_of_old_is_told_what_to_write(tmp_path):
     file.write_text("from config import ROOT as _ROOT\ncount = 1\n")
     with pytest.raises(UserError, match="line 1: .*write out_dir = 'out/NAME', without an import"):
         parse(Options, [str(file)])
+
+
+def test_an_old_configuration_that_imports_the_module_whole_is_told_too(tmp_path):
+    file = tmp_path / 'some.py'
+    file.write_text("import types as _t\n_config = _t.ModuleType('config')\n_config.ROOT\n")
+    with pytest.raises(UserError, match="line 3: .*write out_dir = 'out/NAME'"):
+        parse(Options, [str(file)])
