@@ -119,7 +119,7 @@ def attend(q, k, v, dropout=0.0):
     """softmax(q k' / sqrt(D)) v for q (B, H, T, D), k and v (B, K, S, D), the fastest way; the last
     query sees all S keys, each query before it one less."""
     T, S = q.size(2), k.size(2)
-    if q.device.type == 'cpu' and T == S <= 512 and not compiled_bfloat16(q):
+    if q.device.type == 'cpu' and T == S <= 512 and not unsound_if_explicit(q):
         return attend_explicitly(q, k, v, dropout)
     mask = None
     if T not in (1, S):
@@ -128,10 +128,10 @@ def attend(q, k, v, dropout=0.0):
                                           enable_gqa=q.size(1) != k.size(1))
 
 
-def compiled_bfloat16(q):
-    """Whether torch's compiler makes bfloat16 code: with RoPE and heads of 64 channels the keys'
-    gradient of the explicit form is then NaN on some Intel CPUs; SDPA's is not."""
-    return torch.compiler.is_compiling() and q.dtype == torch.bfloat16
+def unsound_if_explicit(q):
+    """Whether torch's compiler makes bfloat16 code of wide heads: with RoPE the keys' gradient of
+    the explicit form is then NaN on some Intel CPUs; that of SDPA, or of narrower heads, is not."""
+    return torch.compiler.is_compiling() and q.dtype == torch.bfloat16 and q.size(-1) >= 64
 
 
 def attend_explicitly(q, k, v, dropout=0.0):
