@@ -12,7 +12,6 @@ import glob
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from folio.cli import UserError
 PIECE = 1 << 20  # bytes of a text that are read at once
 COMPRESSED = ('.gz', '.bz2', '.xz', '.zst')
 SEPARATOR = ''  # stands for what separates two documents of a split
-LAST_WORD = re.compile(r'(.*\S(?= ))?', re.DOTALL)  # up to its end, before a space
 
 
 @dataclass
@@ -125,11 +123,14 @@ def zstd_blocks(path):
 
 def read_lines(path):
     """The file's lines, decompressed, as bytes without their ends."""
-    rest = b''
+    parts = []  # of a line that is not whole yet
     for block in read_blocks(path):
-        *lines, rest = (rest + block).split(b'\n')
-        yield from lines
-    yield rest
+        *ends, rest = block.split(b'\n')
+        for end in ends:
+            yield b''.join([*parts, end])
+            parts = []
+        parts.append(rest)
+    yield b''.join(parts)
 
 
 def read_plain(path):
@@ -212,7 +213,7 @@ def at_words(pieces):
     held = ''
     for piece in pieces:
         held += piece
-        cut = LAST_WORD.match(held).end() if 4 * len(held) >= PIECE else 0
+        cut = last_word_end(held) if 4 * len(held) >= PIECE else 0
         if cut == 0 and len(held) > 16 * PIECE:
             cut = len(held)
         if cut > 0:
@@ -220,6 +221,14 @@ def at_words(pieces):
             held = held[cut:]
     if held:
         yield held
+
+
+def last_word_end(text):
+    """Where the last space is that comes after something else; 0 without one."""
+    place = text.rfind(' ')
+    while place > 0 and text[place - 1].isspace():
+        place = text.rfind(' ', 0, place)
+    return max(place, 0)
 
 
 def separated(parts, always):

@@ -49,7 +49,7 @@ class Tokenizer:
         elif self.kind == 'bpe':
             self.encoding, self.token_bytes = load_bpe(spec)
         elif self.kind == 'json':
-            self.library, self.token_bytes = load_json(spec)
+            self.encoder, self.token_bytes = load_json(spec)
         else:
             raise UserError(f'unknown kind of tokenizer: {self.kind!r}')
         self.vocab_size = len(self.token_bytes)
@@ -64,7 +64,7 @@ class Tokenizer:
         if self.kind == 'bpe':
             return self.encoding.encode_to_numpy(text, disallowed_special=())
         if self.kind == 'json':
-            return np.array(self.library.encode(text, add_special_tokens=False).ids, np.int64)
+            return np.array(self.encoder.encode(text, add_special_tokens=False).ids, np.int64)
         if self.kind == 'byte':
             return np.frombuffer(text.encode(), np.uint8)
         ids = self.ids.take(code_points(text), mode='clip')  # the last one is no character's
@@ -77,12 +77,12 @@ class Tokenizer:
     def decode(self, ids):
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
         if self.kind == 'json':
-            return self.library.decode([int(i) for i in ids], skip_special_tokens=False)
+            return self.encoder.decode([int(i) for i in ids], skip_special_tokens=False)
         return b''.join(self.token_bytes[i] for i in ids).decode(errors='replace')
 
     def offsets(self, text):
         """At which character of the text each of its tokens begins, (N,), for the kind 'json'."""
-        pairs = self.library.encode(text, add_special_tokens=False).offsets
+        pairs = self.encoder.encode(text, add_special_tokens=False).offsets
         return np.array([begin for begin, _ in pairs], np.int64)
 
     def stream(self, past=()):

@@ -112,3 +112,17 @@ def test_a_separator_stands_between_documents_of_one_split():
         assert ''.join(made) == expected
     made = [text for split, text in texts.separated(parts, True) if split == 'val']
     assert made == ['c\n', texts.SEPARATOR, 'g']
+
+
+@pytest.mark.parametrize('text, end', [
+    ('', 0), ('word', 0), ('a b', 1), ('a  ', 1), ('a \n b c', 5), ('   ', 0), (' a', 0)])
+def test_a_piece_ends_before_the_last_space_after_something_else(text, end):
+    assert texts.last_word_end(text) == end
+
+
+def test_lines_are_whole_wherever_blocks_end(tmp_path, monkeypatch):
+    content = b'one\n\ntwo\r\nthree'
+    (tmp_path / 'lines.txt').write_bytes(content)
+    for size in range(1, len(content) + 1):
+        monkeypatch.setattr(texts, 'PIECE', size)
+        assert list(texts.read_lines(tmp_path / 'lines.txt')) == content.split(b'\n')
