@@ -399,7 +399,7 @@ def validate(model, tokens, machine, limit=None, token_bytes=None):
     """
     sums = torch.zeros(2, dtype=torch.float64)  # nats, bytes
     predicted = min(len(tokens), limit or len(tokens)) - 1  # all but the first
-    batches = eval_batches(predicted, model.config.block_size, model.config.vocab_size)
+    batches = validation_batches(predicted, model.config.block_size, model.config.vocab_size)
     model.eval()
     for starts, length in batches[machine.rank::machine.world]:
         windows = torch.from_numpy(tokens.windows(starts, length + 1))
@@ -414,7 +414,7 @@ def validate(model, tokens, machine, limit=None, token_bytes=None):
     return nats / predicted, nats / math.log(2) / n_bytes if n_bytes else None
 
 
-def eval_batches(predicted, block_size, vocab_size):
+def validation_batches(predicted, block_size, vocab_size):
     """[(starts, length)] of the windows that one pass takes together; 2^27 float32 logits take half
     a gigabyte. The same wherever a model is evaluated, so that products are rounded alike."""
     size = max(1, min(2 ** 13, 2 ** 27 // vocab_size) // block_size)
@@ -436,7 +436,7 @@ def sample(model, tokenizer, seed):
     return textwrap.indent(text, '    ')
 
 
-def evaluate(run, record, say):
+def evaluate_run(run, record, say):
     """Validate the model and draw a sample; the numbers go into the record of the last step.
     Returns whether the loss is the lowest so far."""
     progress, machine, tokenizer = run.progress, run.machine, run.tokenizer
@@ -509,7 +509,7 @@ def training_loop(run):
             evaluating = done or is_due(progress.step, first_step, options.eval_interval)
             ending = done or stopped_by
             if ending or evaluating or is_logged(progress.step, first_step, options):
-                report(run, bar, evaluating=evaluating, saving=evaluating or ending)
+                log_and_save(run, bar, evaluating=evaluating, saving=evaluating or ending)
             if ending:
                 return 0 if done else stopped_by
             factor = rate_factor(options, progress)
@@ -529,7 +529,7 @@ def record_step(run, lr, values):
                         'lr': lr, 'values': values, 'seconds': seconds_since(run)})
 
 
-def report(run, bar, evaluating, saving):
+def log_and_save(run, bar, evaluating, saving):
     """Log the steps since the last report; evaluate and save, if it is time for that."""
     if not run.pending:
         return
@@ -540,10 +540,10 @@ def report(run, bar, evaluating, saving):
     speed = round(tokens / (seconds_since(run) - seconds))
     records = [record | {'tokens_per_second': speed} for record in records]
     journal.tell_progress(records[-1], bar, options.max_steps, seconds_left(options, records[-1]))
-    best = evaluating and evaluate(run, records[-1], bar.write)
+    best = evaluating and evaluate_run(run, records[-1], bar.write)
     machine.on_rank_0(journal.write_log, run.folder, records, run.tracker)
     if saving:
-        machine.on_rank_0(save, run, best)
+        machine.on_rank_0(save_run, run, best)
     run.pending, run.reported = [], (seconds_since(run), progress.sequences)
 
 
@@ -603,7 +603,7 @@ def summarize(run):
     return run.pending
 
 
-def save(run, best):
+def save_run(run, best):
     """Write ckpt.pt, and if it is the best so far the model alone as best.pt; draw loss.png."""
     state = {'model': run.model.state_dict(), **vars(run.progress),
              'seconds': seconds_since(run),  # with this evaluation

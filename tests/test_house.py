@@ -131,3 +131,13 @@ def test_each_script_has_a_main_that_takes_its_arguments():
         mains = [node for node in tree_of(file).body
                  if isinstance(node, ast.FunctionDef) and node.name == 'main']
         assert [[arg.arg for arg in main.args.args] for main in mains] == [['argv']], file
+
+
+def test_a_name_means_one_thing_in_the_whole_house():
+    homes = {}
+    for file in FILES:
+        if room(file) != 'docs':
+            for node in ast.parse((REPOSITORY / file).read_text(encoding='utf-8')).body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name != 'main':
+                    homes.setdefault(node.name, []).append(file)
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}

@@ -399,8 +399,8 @@ def test_the_sample_of_each_evaluation_is_kept_with_its_step(home, capsys, monke
     samples = re.split(r'(?m)^step (\d+)\n', whole.decode())
     assert samples[1::2] == ['2', '4', '6']
     assert all(text.startswith('    ') and text in printed for text in samples[2::2])
-    saves, save = [], train.save
-    monkeypatch.setattr(train, 'save', lambda *rest: saves or save(*rest))
+    saves, save_run = [], train.save_run
+    monkeypatch.setattr(train, 'save_run', lambda *rest: saves or save_run(*rest))
     train.main([*argv, '--max_steps=2', '--out_dir=parts'])
     saves.append('dies before it saves')
     train.main(['--out_dir=parts', '--resume=True', '--max_steps=4'])

@@ -175,7 +175,7 @@ def export_model(out_dir, dest):
     if dest.is_file() or dest.is_dir() and any(dest.iterdir()):
         raise UserError(f'{dest} is there already; name a folder that is not, or remove it')
     tensors, written = layouts.to_theirs(state['model'], layout, shape)
-    contents = json_files(layouts.describe(layout, written), state['tokenizer'], shape)
+    contents = json_files(layouts.describe_shape(layout, written), state['tokenizer'], shape)
     folder = Path(f'{dest}.tmp')
     try:
         folder.mkdir(parents=True, exist_ok=True)

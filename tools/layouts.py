@@ -178,7 +178,7 @@ def obstacles(name, shape):
             ] + [option for option, wrong in more.items() if wrong]
 
 
-def describe(name, shape):
+def describe_shape(name, shape):
     """The dict of config.json for a resolved GPTConfig in the layout called `name`."""
     layout = LAYOUTS[name]
     theirs = [theirs for theirs, ours in layout.activations.items() if ours == shape.mlp]

@@ -29,7 +29,7 @@ def test_a_layout_reads_the_shape_and_the_weights_that_it_writes(architecture, o
     state = GPT(shape).state_dict()
     name = layouts.choose_layout(shape)
     tensors, written = layouts.to_theirs(state, name, shape)
-    description = layouts.describe(name, written)
+    description = layouts.describe_shape(name, written)
     assert description['architectures'] == [architecture]
     assert layouts.read_shape(description, 'config.json') == shape == written
     back = layouts.to_ours(tensors, name, shape)
