@@ -15,6 +15,7 @@ hash of their text chooses, else the end of the whole text.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -31,7 +32,7 @@ import numpy as np
 
 import folio.options
 from folio import texts
-from folio.cli import UserError, progress_bar, run, short
+from folio.cli import UserError, launched, locked, progress_bar, run, short
 from folio.options import InPath, as_text
 from folio.tokenizer import Tokenizer, code_points, name_of, tiktoken_spec, train_bpe
 
@@ -87,7 +88,7 @@ def prepare(options):
     if foreign:
         raise UserError(f'{foreign[0]} is not from prepare.py; choose another name')
     spec = known_spec(options.tokenizer)  # first of all, since it may be mistyped
-    with cleaned(folder):
+    with locked(folder), cleaned(folder):
         source = Source(raw_files(options, folder), options)
         parts = source.parts()  # before a vocabulary is learned: the text may be too short
         tokenizer = Tokenizer(spec or source.spec())
@@ -436,6 +437,12 @@ class Tokens:
             start, length, number = start + len(ids), length - len(ids), number + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def fingerprint(self):
+        """[number of tokens, a hash of 64 blocks spread over them], to know the split again."""
+        starts = np.linspace(0, max(0, len(self) - 1024), 64).astype(int).tolist()
+        blocks = [self.read(start, min(1024, len(self))).tobytes() for start in starts]
+        return [len(self), hashlib.sha256(b''.join(blocks)).hexdigest()]
+
     def shard_of(self, place):
         """The number of the shard that has the token at this place."""
         return int(np.searchsorted(self.ends, place, 'right'))
@@ -486,7 +493,7 @@ def prepare_missing(folder, recipe):
         known = ', '.join(sorted(path.stem for path in recipe.parent.glob('*.py')))
         raise UserError(f'no data set or recipe is called {folder.name}; recipes: {known}; for a '
                         f'text of your own: python prepare.py --input=FILE --name={folder.name}')
-    if 'RANK' in os.environ:
+    if launched():
         raise UserError(f'{folder} is not there yet; first run python prepare.py {recipe}')
     main([str(recipe)])
 

@@ -5,6 +5,10 @@
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py
 """
 
+from folio import cli  # first of all, for then an interrupt while torch is loaded is quiet
+
+# isort: split
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -20,9 +24,10 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import folio.options
-from folio import checkpoint, cli, journal
+from folio import checkpoint
 from folio.cli import UserError, progress_bar
-from folio.machine import Machine, open_machine, stop_signals
+from folio.journal import Journal, tell_end, tell_progress, tell_start
+from folio.machine import Machine, Signals, catch_signals, open_machine
 from folio.optim import load_states, make_optimizers, param_groups
 from folio.options import InPath, OutPath
 from folio.tokenizer import Tokenizer
@@ -59,9 +64,12 @@ class TrainConfig(GPTConfig):
     grad_clip: Annotated[float, '>= 0'] = 1.0  # the longest gradient; 0: any length
     max_steps: Annotated[int | None, '>= 0'] = None  # the run's length, which the schedule follows
     max_seconds: Annotated[float | None, '>= 0'] = None  # the same in seconds; neither: 150
+    max_bad_steps: Annotated[int, '>= 1'] = 10  # end after so many in a row that are not finite
     eval_interval: Annotated[int, '>= 1'] = 250  # steps between evaluations, samples, checkpoints
     eval_tokens: Annotated[int | None, '>= 2'] = None  # evaluate on the first of val.bin; None: all
+    save_minutes: Annotated[float, '> 0'] = 15  # between checkpoints, beside the evaluations
     log_interval: Annotated[int, '>= 1'] = 25  # steps between lines of progress
+    deterministic: bool = False  # on CUDA too: bit for bit the same each time, but slower
     wandb_project: str | None = None  # log to this project of Weights & Biases too
 
 
@@ -71,8 +79,9 @@ class Progress:
     step: int = 0  # completed optimizer steps
     sequences: int = 0  # windows trained on
     seconds: float = 0.0  # since the start, evaluations and earlier parts of the run included
+    evaluated: int = 0  # the step of the latest evaluation
     best_loss: float = math.inf  # the lowest validation loss
-    wandb: str | None = None  # the id of its run of Weights & Biases
+    tracker: str | None = None  # the id of its run of Weights & Biases
 
 
 @dataclass
@@ -88,65 +97,81 @@ class Run:
     train_tokens: Tokens
     val_tokens: Tokens
     progress: Progress
-    tracker: object = None  # a run of Weights & Biases
+    resumed: bool = False
+    versions: dict = field(default_factory=checkpoint.versions)
+    journal: Journal | None = None  # on rank 0
+    writer: checkpoint.Writer = field(default_factory=checkpoint.Writer)
+    signals: Signals = field(default_factory=Signals)
     begin: float = 0.0  # when it began, by perf_counter
     pending: list = field(default_factory=list)  # records of the steps since the last report
+    records: list = field(default_factory=list)  # those that are yet to be logged
     reported: tuple = (0.0, 0)  # the seconds and sequences of the last report
+    bad_steps: int = 0  # steps in a row whose loss or gradient was not finite
 
 
 def main(argv):
     """Train what the options in argv say; returns the exit code."""
-    options, given = folio.options.parse(TrainConfig, argv)
-    options, state, resumed = starting_point(options, given)
-    check_batches(options)
-    with open_machine(options, options.compile) as machine:
-        return train(options, state, resumed, machine)
+    with open_machine(TrainConfig) as machine:
+        run = machine.together(set_up, argv, machine)
+        check_same_on_ranks(run)
+        with contextlib.ExitStack() as until_the_end:
+            machine.on_rank_0(until_the_end.enter_context, cli.locked(run.folder))
+            run.signals = until_the_end.enter_context(catch_signals())
+            until_the_end.enter_context(cli.lasting_output())
+            return train(run)
 
 
 # --- what to train -------------------------------------------------------------------------------
 
+def set_up(argv, machine):
+    """The Run that the options in argv describe, as far as its checkpoint came."""
+    options, given = folio.options.parse(TrainConfig, argv)
+    check_batches(options)
+    options, state, resumed = starting_point(options, given)
+    machine.choose(options, options.compile)
+    train_tokens, val_tokens, meta = open_corpus(options.dataset)
+    check_sizes(options, train_tokens, val_tokens, machine.world)
+    saved_spec = state['tokenizer'] if state else None
+    vocab_size = options.vocab_size or meta['vocab_size']
+    checkpoint.check_vocabulary(options.dataset, meta, saved_spec, vocab_size)
+    if resumed:
+        checkpoint.check_data(options.dataset, state.get('data'),
+                              fingerprints(train_tokens, val_tokens))
+    try:
+        options = dataclasses.replace(options, vocab_size=vocab_size).resolved()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    with checkpoint.damaged('the checkpoint'):
+        model = make_model(options, state).to(machine.device)
+        optimizers, scaler, progress = make_rest(model, options, machine, state, resumed)
+    spec = meta['tokenizer'] or saved_spec
+    return Run(options, machine, folder_of(options), model, optimizers, scaler,
+               Tokenizer(spec) if spec else None, train_tokens, val_tokens, progress, resumed)
+
+
 def starting_point(options, given):
     """(options, checkpoint or None, whether it is resumed): where --resume or --init_from start."""
     folder = folder_of(options)
-    if options.resume and (folder / 'ckpt.pt').exists():
-        state = checkpoint.load(folder / 'ckpt.pt')
-        if 'optimizers' not in state:
-            raise UserError(f'{folder / "ckpt.pt"} has no optimizers, like a best.pt: --init_from '
-                            'starts a new run with its weights')
-        fixed = [*SHAPE, 'dataset', 'seed', 'optimizer', 'batch_size', 'batch_size_start',
-                 'batch_ramp_tokens']
-        names = [name for name in vars(options) if name != 'out_dir']
-        return checkpoint.inherit(options, given, state['config'], fixed, names), state, True
-    if options.init_from is None:
-        return options, None, False
-    return *from_weights(options, given, folder), False
-
-
-def from_weights(options, given, folder):
-    """(options, checkpoint) of a new run that starts from the weights of --init_from."""
-    name = Path(options.init_from).name
-    if name in ('scratch', 'resume') and not folio.options.find(options.init_from).exists():
-        raise UserError(f'init_from={name}: a run starts from scratch unless told '
-                        'otherwise, and --resume=True goes on with one')
-    source = folio.options.find(options.init_from).resolve()
-    if folder.resolve() in (source, source.parent):
-        raise UserError(f'init_from={options.init_from} is in the folder of the new run; name '
-                        'another out_dir')
-    state = checkpoint.load(options.init_from)
-    largest = state['config']['block_size']
-    if (given.get('block_size') or 0) > largest:
-        raise UserError(f'block_size={options.block_size} is above the checkpoint\'s {largest}')
-    fixed = [name for name in SHAPE if name != 'block_size']
-    return checkpoint.inherit(options, given, state['config'], fixed, SHAPE), state
+    if options.resume and can_resume(folder):
+        return *checkpoint.resume(options, given, folder, SHAPE), True
+    checkpoint.check_not_converted(folder)
+    if options.init_from is not None:
+        return *checkpoint.start_from(options, given, folder, SHAPE), False
+    return options, None, False
 
 
 def folder_of(options):
     """The folder of the run; one to go on with may also stand beside the scripts."""
     if options.out_dir is None:
-        return folio.options.ROOT / 'out' / options.dataset
+        return folio.options.ROOT / 'out' / Path(options.dataset).name
     found = folio.options.find(options.out_dir)
-    goes_on = options.resume and (found / 'ckpt.pt').exists()
-    return found if goes_on else Path(options.out_dir).expanduser()
+    goes_on = options.resume and can_resume(found)
+    return (found if goes_on else Path(options.out_dir).expanduser()).resolve()
+
+
+def can_resume(folder):
+    """Whether the folder has a run to go on with."""
+    return any((folder / name).exists() for name in checkpoint.RESUMABLE)
 
 
 def check_batches(options):
@@ -185,34 +210,34 @@ def make_model(options, state):
     return model
 
 
-def set_up(options, state, resumed, machine):
-    """The Run: corpus, tokenizer, model and optimizers, as far as its checkpoint came."""
-    train_tokens, val_tokens, meta = open_corpus(options.dataset)
-    check_sizes(options, train_tokens, val_tokens, machine.world)
-    saved_spec = state['tokenizer'] if state else None
-    vocab_size = options.vocab_size or meta['vocab_size']
-    checkpoint.check_vocabulary(options.dataset, meta, saved_spec, vocab_size)
-    try:
-        options = dataclasses.replace(options, vocab_size=vocab_size).resolved()
-        model = make_model(options, state).to(machine.device)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+def make_rest(model, options, machine, state, resumed):
+    """(optimizers, scaler, Progress) of a new run, or of one that is resumed from `state`."""
     optimizers = make_optimizers(model, options, machine.dtype)
     scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
     scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
-    progress = restore(state, optimizers, scaler) if resumed else Progress()
-    spec = meta['tokenizer'] or saved_spec
-    return Run(options, machine, folder_of(options), model, optimizers, scaler,
-               Tokenizer(spec) if spec else None, train_tokens, val_tokens, progress)
-
-
-def restore(state, optimizers, scaler):
-    """The Progress that a checkpoint holds, whose moments go into the optimizers."""
+    if not resumed:
+        return optimizers, scaler, Progress()
     load_states(optimizers, state['optimizers'])
     if state['scaler'] and scaler.is_enabled():  # another dtype may have one or none
         scaler.load_state_dict(state['scaler'])
-    names = [field.name for field in dataclasses.fields(Progress)]
-    return Progress(**{name: state[name] for name in names if name in state})
+    saved = {'evaluated': state['step'], 'tracker': state.get('wandb')} | state  # of older files
+    return optimizers, scaler, Progress(**{field.name: saved[field.name]
+                                           for field in dataclasses.fields(Progress)})
+
+
+def fingerprints(train_tokens, val_tokens):
+    """What tells the data of a run from others, {split: [tokens, hash]}."""
+    return {'train': train_tokens.fingerprint(), 'val': val_tokens.fingerprint()}
+
+
+def check_same_on_ranks(run):
+    """UserError unless all processes train the same, on the same data, from the same step."""
+    facts = {name: value for name, value in vars(run.options).items()
+             if name not in ('device', 'out_dir')}
+    facts |= fingerprints(run.train_tokens, run.val_tokens)
+    facts |= {'step': run.progress.step, 'number format': str(run.machine.dtype),
+              'compiled': run.machine.compiled, 'torch': torch.__version__}
+    run.machine.check_same(facts)
 
 
 # --- the order of the windows --------------------------------------------------------------------
@@ -361,8 +386,8 @@ def train_step(runner, optimizers, scaler, tokens, options, machine, progress):
             runner.require_backward_grad_sync = i == size // micro - 1
         with machine.autocast():
             loss = runner(x, y) / (size // micro)
-        scaler.scale(loss).backward()
         total += loss.detach()
+        scaler.scale(loss * (1 + 0 * loss.detach())).backward()  # if not finite, NaN on all ranks
     norm = clip_gradient(runner, optimizers, scaler, options.grad_clip)
     update_weights(optimizers, scaler, norm)
     return torch.stack((total, norm))
@@ -381,11 +406,11 @@ def clip_gradient(runner, optimizers, scaler, longest):
 
 
 def update_weights(optimizers, scaler, norm):
-    """A step of all optimizers, or of none where a scaler finds the gradient's norm not finite."""
-    skipped = scaler.is_enabled() and not norm.isfinite()
+    """A step of all optimizers, or of none where the gradient's norm is not finite; the device
+    decides, so nobody waits for it."""
     for optimizer in optimizers:
-        if not skipped:
-            scaler.step(optimizer)
+        optimizer.found_inf = 1 - norm.isfinite().float()
+        optimizer.step()
         optimizer.zero_grad()
     scaler.update()
 
@@ -393,25 +418,32 @@ def update_weights(optimizers, scaler, norm):
 # --- evaluation ----------------------------------------------------------------------------------
 
 @torch.no_grad()
-def validate(model, tokens, machine, limit=None, token_bytes=None):
+def validate(model, tokens, machine, limit=None, token_bytes=None, signals=None):
     """(nats per token, bits per byte or None) over the first `limit` tokens (None: all), each
     predicted from those before it in its window of block_size. token_bytes: the bytes of each id.
+    (None, None) where a process has a signal to stop.
     """
-    sums = torch.zeros(2, dtype=torch.float64)  # nats, bytes
+    signals = signals or Signals()
+    sums = torch.zeros(3, dtype=torch.float64)  # nats, bytes, processes that were stopped
     predicted = min(len(tokens), limit or len(tokens)) - 1  # all but the first
     batches = validation_batches(predicted, model.config.block_size, model.config.vocab_size)
     model.eval()
     for starts, length in batches[machine.rank::machine.world]:
+        if signals.stop:
+            break
         windows = torch.from_numpy(tokens.windows(starts, length + 1))
         x, y = windows[:, :-1].to(machine.device), windows[:, 1:].flatten()
         with machine.autocast():
             logits = model.forward(x).flatten(0, 1).float()  # by the uncompiled model
         nats = F.cross_entropy(logits, y.to(machine.device), reduction='none')
         n_bytes = 0 if token_bytes is None else token_bytes[y].sum()
-        sums += torch.tensor([nats.cpu().double().sum(), n_bytes])
+        sums += torch.tensor([nats.cpu().double().sum(), n_bytes, 0])
     model.train()
-    nats, n_bytes = machine.sum(sums).tolist()
-    return nats / predicted, nats / math.log(2) / n_bytes if n_bytes else None
+    sums[2] = bool(signals.stop)
+    nats, n_bytes, stopped = machine.sum(sums).tolist()
+    if stopped:
+        return None, None
+    return nats / predicted, nats / math.log(2) / n_bytes if n_bytes > 0 else None
 
 
 def validation_batches(predicted, block_size, vocab_size):
@@ -436,115 +468,210 @@ def sample(model, tokenizer, seed):
     return textwrap.indent(text, '    ')
 
 
-def evaluate_run(run, record, say):
+def evaluate_run(run, say):
     """Validate the model and draw a sample; the numbers go into the record of the last step.
-    Returns whether the loss is the lowest so far."""
+    Returns whether the loss is the lowest so far, or None if a signal to stop came."""
     progress, machine, tokenizer = run.progress, run.machine, run.tokenizer
-    token_bytes = tokenizer and torch.tensor([len(token) for token in tokenizer.token_bytes])
-    loss, bits = validate(run.model, run.val_tokens, machine, run.options.eval_tokens, token_bytes)
-    refuse_nan({'validation loss': loss}, record, run.folder)
-    record |= {'val_loss': loss, 'bits_per_byte': bits}
+    loss, bits = validate(run.model, run.val_tokens, machine, run.options.eval_tokens,
+                          tokenizer and torch.tensor(tokenizer.text_lengths), run.signals)
+    if loss is None:
+        return None
+    refuse_nan(run, 'validation loss', loss)
+    run.records = run.records or [{'step': progress.step, 'tokens': tokens_seen(run)}]
+    run.records[-1] |= {'val_loss': loss, 'bits_per_byte': bits}
     best, progress.best_loss = loss < progress.best_loss, min(loss, progress.best_loss)
-    if tokenizer:
-        text = machine.on_rank_0(sample, run.model, tokenizer, run.options.seed + progress.step)
-        machine.on_rank_0(journal.write_sample, run.folder, progress.step, text)
-        say(text or '')  # of rank 0 alone
+    progress.evaluated = progress.step
+    if run.journal and tokenizer:
+        text = sample(run.model, tokenizer, run.options.seed + progress.step)
+        run.journal.sample(progress.step, text)
+        say(text)
     bits_text = f', {bits:.4f} bits per byte' if bits else ''
     say(f'step {progress.step:,}: validation loss {loss:.4f}{bits_text}')
     return best
 
 
-def refuse_nan(numbers, record, folder):
-    """UserError if one of the numbers (by name) of the record's step is not finite."""
-    for name, number in numbers.items():
-        if number is not None and not math.isfinite(number):
-            raise UserError(f'step {record["step"]}: the {name} is {number} at learning rate '
-                            f'{record["lr"]:.1e}; the last good checkpoint: '
-                            f'{checkpoint.last_good(folder)}')
+def refuse_nan(run, name, number):
+    """UserError if a number is not finite."""
+    if not math.isfinite(number):
+        run.writer.wait()
+        raise UserError(f'step {run.progress.step}: the {name} is {number}; the last good '
+                        f'checkpoint: {checkpoint.last_good(run.folder)}')
+
+
+def tokens_seen(run):
+    """The tokens that a run was trained on."""
+    return run.progress.sequences * run.options.block_size
 
 
 # --- the run -------------------------------------------------------------------------------------
 
-def train(options, state, resumed, machine):
+def train(run):
     """The run, from its first step or its checkpoint's to its end; returns the exit code."""
-    run = set_up(options, state, resumed, machine)
     options, progress, folder = run.options, run.progress, run.folder
-    if resumed:
-        print(f'going on from step {progress.step:,} of {folder}')
-    elif options.resume:
-        print(f'there is no {folder / "ckpt.pt"} to go on from: a new run starts')
-    machine.check_same_on_ranks(
-        progress.step, 'step to go on from (out_dir must be a folder they share)')
-    if is_done(options, progress):
+    if is_done(options, progress) and progress.evaluated == progress.step:
         by_clock = options.max_steps is None or progress.step < options.max_steps
-        print(f'{folder} ended at step {progress.step:,}, {progress.seconds:.0f} s; to go on, '
-              f'raise {"max_seconds" if by_clock else "max_steps"}')
+        print(f'{cli.short(folder)} ended at step {progress.step:,}, {progress.seconds:.0f} s; to '
+              f'go on, raise {"max_seconds" if by_clock else "max_steps"}')
         return 0
-    if not resumed:
-        machine.on_rank_0(checkpoint.move_old_run, folder)
-    run.tracker = machine.on_rank_0(journal.open_journal, folder, options, progress.step,
-                                    progress.wandb)
-    progress.wandb = run.tracker.id if run.tracker else progress.wandb
-    tell_start(run)
+    start(run)
     stopped_by = training_loop(run)
+    run.writer.wait()
     reason = 'a signal' if stopped_by else None
     if reason is None and options.max_steps not in (None, progress.step):
         reason = 'max_seconds'
-    journal.tell_end(folder, progress.step, progress.best_loss, reason)
+    tell_end(folder, progress.step, progress.best_loss, reason)
+    if run.writer.failed:
+        raise UserError(f'the last checkpoint of {folder} could not be saved')
     return 128 + stopped_by if stopped_by else 0
+
+
+def start(run):
+    """Make the folder of the run, or open it again, and say what is trained."""
+    options, machine, progress = run.options, run.machine, run.progress
+    if run.resumed:
+        print(f'going on from step {progress.step:,} of {cli.short(run.folder)}')
+    elif options.resume:
+        print(f'there is no {cli.short(run.folder / "ckpt.pt")} to go on from: a new run starts')
+    if not run.resumed:
+        machine.on_rank_0(checkpoint.move_old_run, run.folder)
+    run.journal = machine.on_rank_0(Journal, run.folder, options, progress.step, progress.tracker)
+    if run.journal and run.journal.tracker:
+        progress.tracker = run.journal.tracker.id
+    parameters = sum(p.numel() for p in run.model.parameters())
+    tell_start(options, machine, parameters, len(run.train_tokens))
 
 
 def training_loop(run):
     """Train until the run is done (returns 0) or a signal comes (returns its number)."""
-    options, machine, progress = run.options, run.machine, run.progress
-    runner, first_step = distribute(run.model, machine), progress.step
+    options, progress = run.options, run.progress
+    runner, first_step, saved = distribute(run.model, run.machine), progress.step, progress.seconds
     run.begin = time.perf_counter() - progress.seconds
     run.reported = (progress.seconds, progress.sequences)
-    with stop_signals() as signals, progress_bar(
-            machine.rank == 0, total=options.max_steps or time_limit(options),
-            bar_format='{percentage:3.0f}% |{bar}| {desc}') as bar:
+    with open_bar(run) as bar:
         while True:
-            progress.seconds, stopped_by = agree(seconds_since(run), signals, machine)
+            stopped_by, asked = agree(run)
             done = is_done(options, progress)
-            evaluating = done or is_due(progress.step, first_step, options.eval_interval)
-            ending = done or stopped_by
-            if ending or evaluating or is_logged(progress.step, first_step, options):
-                log_and_save(run, bar, evaluating=evaluating, saving=evaluating or ending)
-            if ending:
+            evaluating = not stopped_by and (done or is_due(progress, options.eval_interval))
+            late = progress.seconds - saved >= 60 * options.save_minutes
+            saving = evaluating or done or stopped_by or asked or late
+            if saving or is_logged(progress.step, first_step, options):
+                if not log_and_save(run, bar, evaluating, saving):
+                    continue  # with the signal that came
+                saved = progress.seconds if saving else saved
+            if done or stopped_by:
                 return 0 if done else stopped_by
             factor = rate_factor(options, progress)
             for group in param_groups(run.optimizers):
                 group['lr'] = group['peak_lr'] * factor
             values = train_step(runner, run.optimizers, run.scaler, run.train_tokens, options,
-                                machine, progress)
+                                run.machine, progress)
             record_step(run, options.learning_rate * factor, values)
+
+
+def open_bar(run):
+    """The progress bar of a run."""
+    return progress_bar(run.machine.rank == 0, bar_format='{percentage:3.0f}% |{bar}| {desc}',
+                        total=run.options.max_steps or time_limit(run.options))
+
+
+def agree(run):
+    """Take rank 0's clock. Returns the signal to stop that any process got (0: none), and whether
+    any was asked to save: the same for all, without waiting for the GPU."""
+    seconds = 0.0 if run.machine.rank else seconds_since(run)
+    asked, run.signals.save = run.signals.save, False
+    run.progress.seconds, stop, asked = run.machine.maximum(seconds, run.signals.stop, asked)
+    return int(stop), bool(asked)
+
+
+def is_due(progress, interval):
+    """Whether it is time for an evaluation."""
+    return progress.step % interval == 0 and progress.step > progress.evaluated
+
+
+def is_logged(step, first_step, options):
+    """Whether a line of progress is due; the first step has one."""
+    return step % options.log_interval == 0 or step == first_step + 1
 
 
 def record_step(run, lr, values):
     """Count a step, whose loss and gradient norm `values` are still on the device."""
-    options, progress = run.options, run.progress
-    progress.sequences += sequences_in_step(options, progress.sequences)
-    progress.step += 1
-    run.pending.append({'step': progress.step, 'tokens': progress.sequences * options.block_size,
-                        'lr': lr, 'values': values, 'seconds': seconds_since(run)})
+    run.progress.sequences += sequences_in_step(run.options, run.progress.sequences)
+    run.progress.step += 1
+    run.pending.append({'step': run.progress.step, 'tokens': tokens_seen(run), 'lr': lr,
+                        'values': values, 'seconds': seconds_since(run)})
 
 
 def log_and_save(run, bar, evaluating, saving):
-    """Log the steps since the last report; evaluate and save, if it is time for that."""
+    """Log the steps since the last time; evaluate and save, if it is time for that. Returns whether
+    all of it was done: not if a signal to stop came during the evaluation."""
+    collect(run, bar)
+    best = evaluating and evaluate_run(run, bar.write)
+    if best is None:
+        return False
+    if run.journal:
+        run.journal.log(run.records)
+    refuse_bad_steps(run, bar.write)
+    if saving and run.journal:
+        save_run(run, best)
+    run.records, run.reported = [], (seconds_since(run), run.progress.sequences)
+    return True
+
+
+def collect(run, bar):
+    """Make the records of the steps since the last time, and show the last one's numbers."""
     if not run.pending:
         return
-    options, machine, progress = run.options, run.machine, run.progress
+    options, (seconds, sequences) = run.options, run.reported
     records = summarize(run)  # which waits for the device
-    seconds, sequences = run.reported
-    tokens = (progress.sequences - sequences) * options.block_size
+    tokens = (run.progress.sequences - sequences) * options.block_size
     speed = round(tokens / (seconds_since(run) - seconds))
-    records = [record | {'tokens_per_second': speed} for record in records]
-    journal.tell_progress(records[-1], bar, options.max_steps, seconds_left(options, records[-1]))
-    best = evaluating and evaluate_run(run, records[-1], bar.write)
-    machine.on_rank_0(journal.write_log, run.folder, records, run.tracker)
-    if saving:
-        machine.on_rank_0(save_run, run, best)
-    run.pending, run.reported = [], (seconds_since(run), progress.sequences)
+    run.records += [record | {'tokens_per_second': speed} for record in records]
+    run.pending = []
+    last = run.records[-1]
+    tell_progress(last, bar, options.max_steps, seconds_left(options, last))
+
+
+def summarize(run):
+    """The log's records of the pending steps, whose losses and gradient norms are on the device; a
+    loss becomes the processes' mean, and what is not finite None."""
+    values = torch.stack([record.pop('values') for record in run.pending]).cpu().double()
+    means = run.machine.sum(values) / run.machine.world  # (steps, 2)
+    for record, numbers in zip(run.pending, means.tolist(), strict=True):
+        loss, norm = (number if math.isfinite(number) else None for number in numbers)
+        record |= {'train_loss': loss, 'grad_norm': norm}
+    return run.pending
+
+
+def refuse_bad_steps(run, say):
+    """Say how many steps were skipped; UserError after max_bad_steps in a row. float16's own skips,
+    which its scaler answers, have a finite loss, and don't count."""
+    bad = [record.get('train_loss', 0) is None or record.get('grad_norm', 0) is None
+           and not run.scaler.is_enabled() for record in run.records]
+    if any(bad):
+        say(f'{sum(bad)} of {len(bad)} steps skipped: loss or gradient not finite')
+    for record, is_bad in zip(run.records, bad, strict=True):
+        run.bad_steps = run.bad_steps + 1 if is_bad else 0
+        if run.bad_steps >= run.options.max_bad_steps:
+            run.writer.wait()
+            raise UserError(f'step {record["step"]}: loss or gradient not finite in '
+                            f'{run.bad_steps} steps in a row, at learning rate '
+                            f'{record["lr"]:.1e}; the last good checkpoint: '
+                            f'{checkpoint.last_good(run.folder)}')
+
+
+def save_run(run, best):
+    """Write ckpt.pt, and if it is the best so far the model alone as best.pt, then draw loss.png,
+    in the background."""
+    best_state = {'model': run.model.state_dict(), **vars(run.progress),
+                  'seconds': seconds_since(run),  # with this evaluation
+                  'config': dataclasses.asdict(run.options),
+                  'tokenizer': run.tokenizer.spec if run.tokenizer else None,
+                  'versions': run.versions,
+                  'data': fingerprints(run.train_tokens, run.val_tokens)}
+    state = best_state | {'optimizers': [optimizer.state_dict() for optimizer in run.optimizers],
+                          'scaler': run.scaler.state_dict()}
+    states = {run.folder / 'best.pt': best_state} if best else {}
+    run.writer.save(states | {run.folder / 'ckpt.pt': state}, run.journal.draw)
 
 
 def seconds_since(run):
@@ -564,23 +691,6 @@ def distribute(model, machine):
     return DistributedDataParallel(model, **{name: False})
 
 
-def is_due(step, first_step, interval):
-    """Whether a multiple of the interval was reached since the run started or went on."""
-    return step > first_step and step % interval == 0
-
-
-def is_logged(step, first_step, options):
-    """Whether a line of progress is due; the first step has one."""
-    return step % options.log_interval == 0 or step == first_step + 1
-
-
-def agree(seconds, signals, machine):
-    """Rank 0's clock, and the number of a signal that any process got (0: none), the same for all,
-    without waiting for the GPU."""
-    seconds, number = machine.maximum(0.0 if machine.rank else seconds, *(signals[:1] or [0]))
-    return seconds, int(number)
-
-
 def seconds_left(options, record):
     """How long the run will still take, by its mean speed."""
     left = max(0, time_limit(options) - record['seconds'])
@@ -588,43 +698,6 @@ def seconds_left(options, record):
         total = sequences_after(options, options.max_steps) * options.block_size
         left = min(left, (total - record['tokens']) * record['seconds'] / record['tokens'])
     return left
-
-
-def summarize(run):
-    """The log's records of the pending steps, whose losses and gradient norms are on the device; a
-    loss becomes the processes' mean. A scaler has skipped steps whose norm is not finite."""
-    values = torch.stack([record.pop('values') for record in run.pending]).cpu().double()
-    means = run.machine.sum(values) / run.machine.world  # (steps, 2)
-    for record, (loss, norm) in zip(run.pending, means.tolist(), strict=True):
-        if run.scaler.is_enabled() and not math.isfinite(norm):
-            norm = None
-        refuse_nan({'loss': loss, 'gradient norm': norm}, record, run.folder)
-        record |= {'train_loss': loss, 'grad_norm': norm}
-    return run.pending
-
-
-def save_run(run, best):
-    """Write ckpt.pt, and if it is the best so far the model alone as best.pt; draw loss.png."""
-    state = {'model': run.model.state_dict(), **vars(run.progress),
-             'seconds': seconds_since(run),  # with this evaluation
-             'config': dataclasses.asdict(run.options),
-             'tokenizer': run.tokenizer.spec if run.tokenizer else None}
-    if best:
-        checkpoint.save(state, run.folder / 'best.pt')
-    state['optimizers'] = [optimizer.state_dict() for optimizer in run.optimizers]
-    state['scaler'] = run.scaler.state_dict()
-    checkpoint.save(state, run.folder / 'ckpt.pt')
-    journal.plot_losses(run.folder)
-
-
-def tell_start(run):
-    """What is trained, on what and how."""
-    options, machine = run.options, run.machine
-    rise = f'{options.batch_size_start} to ' if options.batch_size_start else ''
-    micro = options.micro_batch_size or options.batch_size // machine.world
-    print(f'{sum(p.numel() for p in run.model.parameters()):,} parameters on {options.dataset} '
-          f'({len(run.train_tokens):,} tokens), {rise}{options.batch_size} x {options.block_size} '
-          f'tokens a step, {micro} sequences at once; {machine}', flush=True)
 
 
 if __name__ == '__main__':

@@ -1,49 +1,147 @@
 """Checkpoints: dicts that torch.load(weights_only=True) reads, written whole or not at all.
 
-    ckpt.pt     the state of the run, which --resume=True goes on from
-    best.pt     the model with the lowest validation loss, without the optimizers' state
+    ckpt.pt       the state of the run, which --resume=True goes on from
+    ckpt.prev.pt  the one before it, for the day on which ckpt.pt can't be read
+    best.pt       the model with the lowest validation loss, without the optimizers' state
 
     save({'model': model.state_dict(), 'config': ..., 'tokenizer': ...}, Path('out/a/ckpt.pt'))
     state = load('out/a')
 """
 
+import contextlib
 import dataclasses
 import itertools
 import os
+import platform
+import subprocess
+import threading
 from pathlib import Path
 
 import torch
 
+import folio.options
 from folio.cli import UserError, first_line
 from folio.options import find
 from folio.tokenizer import name_of, same_tokenizer
 
+RESUMABLE = ('ckpt.pt', 'ckpt.prev.pt')
+
 
 def save(state, path):
-    """Write the dict to path; if that fails, UserError, and what was there is untouched."""
+    """Write the dict to path, flushed to the disk; a ckpt.pt that was there becomes ckpt.prev.pt.
+    If that fails, UserError, and what was there is untouched."""
     temporary = path.with_name(f'{path.name}.tmp')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, 'wb') as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        if path.name == 'ckpt.pt' and path.exists():
+            os.replace(path, path.with_name('ckpt.prev.pt'))
         os.replace(temporary, path)
+        flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         kept = '; the one before it is untouched' if path.exists() else ''
         raise UserError(f'{path} could not be saved (is the disk full?): {first_line(error)}'
                         f'{kept}') from None
 
+
+def flush_folder(folder):
+    """Have the names in a folder written to the disk, where a folder can be opened."""
+    with contextlib.suppress(PermissionError):  # Windows
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+class Writer:
+    """Saves checkpoints in the background, one after another. `failed` says whether the last one
+    failed; that is printed, and training may go on."""
+
+    def __init__(self):
+        self.thread, self.failed = threading.Thread(), False
+
+    def save(self, states, afterwards):
+        """Save the states, a dict by Path, as they are now, then call afterwards(); returns when
+        they are copied."""
+        self.wait()
+        copies = on_cpu(states, {})
+        self.thread = threading.Thread(target=self.work, args=(copies, afterwards), daemon=True)
+        self.thread.start()
+
+    def work(self, states, afterwards):
+        self.failed = False
+        for path, state in states.items():
+            try:
+                save(state, path)
+            except UserError as error:
+                self.failed = True
+                print(f'error: {error}', flush=True)
+        afterwards()
+
+    def wait(self):
+        """Return when all is written."""
+        if self.thread.is_alive():
+            self.thread.join()
+
+
+def on_cpu(value, copies):
+    """The same dicts and lists, with their tensors copied to the CPU; a tensor that is in them
+    twice, as tied weights are, is copied once. copies: those made so far, by address and shape."""
+    if isinstance(value, dict):
+        return {key: on_cpu(item, copies) for key, item in value.items()}
+    if isinstance(value, list):
+        return [on_cpu(item, copies) for item in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    address = (value.data_ptr(), value.shape)
+    if address not in copies:
+        copies[address] = value.detach().to('cpu', copy=True)
+    return copies[address]
+
+
+def versions():
+    """What makes a checkpoint, a dict: the git commit, if known, Python, torch and the machine."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    try:
+        commit = subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=40'],
+                                cwd=folio.options.ROOT, capture_output=True, text=True).stdout
+    except OSError:  # there is no git
+        commit = ''
+    return {'git': commit.strip() or None, 'python': platform.python_version(),
+            'torch': str(torch.__version__), 'machine': f'{platform.machine()} {device}'.strip()}
+
+
+# --- reading -------------------------------------------------------------------------------------
 
 def load(path):
     """The dict in a file, or in a folder's best.pt, or else its ckpt.pt; tensors are on the CPU.
     UserError for a file that is missing, cut or no checkpoint."""
     path = find(path)
     if path.is_dir():
-        path = path / 'best.pt' if (path / 'best.pt').exists() else path / 'ckpt.pt'
-    if not path.exists():
-        raise UserError(f'{path}: there is no such checkpoint; train.py and tools/convert.py '
+        return load_first([path / name for name in ('best.pt', *RESUMABLE)])
+    return load_first([path])
+
+
+def load_first(paths):
+    """The dict in the first of the files that is there and whole; that one isn't is said."""
+    there = [path for path in paths if path.exists()]
+    if not there:
+        raise UserError(f'{paths[-1]}: there is no such checkpoint; train.py and tools/convert.py '
                         'make them')
+    for path, following in itertools.pairwise(there):
+        try:
+            return read(path)
+        except UserError as error:
+            print(f'{error}; {following.name} is taken in its place')
+    return read(there[-1])
+
+
+def read(path):
+    """The dict in a file; UserError if it is cut, or no checkpoint."""
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a cut or foreign file makes the reader raise
@@ -55,23 +153,55 @@ def load(path):
     return state
 
 
+@contextlib.contextmanager
+def damaged(path):
+    """Turn what building a model or a tokenizer raises, for a checkpoint whose content is not what
+    it should be, into a UserError."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+            ValueError) as error:
+        raise UserError(f'{path} is damaged, or was not made by folio: {type(error).__name__}: '
+                        f'{first_line(error)}') from None
+
+
 def last_good(folder):
     """What a message calls the newest checkpoint of a folder."""
     path = folder / 'ckpt.pt'
-    return f'{path} (step {load(path)["step"]})' if path.exists() else 'none'
+    return f'{path} (step {read(path)["step"]})' if path.exists() else 'none'
 
 
 # --- going on ------------------------------------------------------------------------------------
 
-def check_vocabulary(dataset, meta, spec, vocab_size):
-    """UserError if a data set with this meta.json is none for a model with the tokenizer `spec`
-    (None: unknown) and this vocabulary."""
-    ours = meta['tokenizer']
-    if ours and spec and not same_tokenizer(ours, spec):
-        raise UserError(f'the tokens of {dataset} are {name_of(ours)}, those of the checkpoint '
-                        f'{name_of(spec)}')
-    if vocab_size < meta['vocab_size']:
-        raise UserError(f'vocab_size={vocab_size} is below the {meta["vocab_size"]} of {dataset}')
+def resume(options, given, folder, shape):
+    """(options, state) of the run in the folder; `shape` names the options of the model's."""
+    state = load_first([folder / name for name in RESUMABLE])
+    if 'optimizers' not in state:
+        raise UserError(f'{folder / "ckpt.pt"} has no optimizers, like a best.pt: --init_from '
+                        'starts a new run with its weights')
+    fixed = [*shape, 'dataset', 'seed', 'optimizer', 'batch_size', 'batch_size_start',
+             'batch_ramp_tokens']
+    names = [name for name in vars(options) if name != 'out_dir']
+    return inherit(options, given, state['config'], fixed, names), state
+
+
+def start_from(options, given, folder, shape):
+    """(options, state) of a new run that starts from the weights of --init_from."""
+    name = Path(options.init_from).name
+    if name in ('scratch', 'resume') and not find(options.init_from).exists():
+        raise UserError(f'init_from={name}: a run starts from scratch unless told '
+                        'otherwise, and --resume=True goes on with one')
+    source = find(options.init_from).resolve()
+    if folder.resolve() in (source, source.parent):
+        raise UserError(f'init_from={options.init_from} is in the folder of the new run; name '
+                        'another out_dir')
+    state = load(options.init_from)
+    with damaged(options.init_from):
+        largest = state['config']['block_size']
+        if (given.get('block_size') or 0) > largest:
+            raise UserError(f'block_size={options.block_size} is above the checkpoint\'s {largest}')
+    fixed = [name for name in shape if name != 'block_size']
+    return inherit(options, given, state['config'], fixed, shape), state
 
 
 def inherit(options, given, saved, fixed, names):
@@ -88,8 +218,59 @@ def inherit(options, given, saved, fixed, names):
     return dataclasses.replace(options, **{name: saved[name] for name in taken})
 
 
+def check_vocabulary(dataset, meta, spec, vocab_size):
+    """UserError if a data set with this meta.json is none for a model with the tokenizer `spec`
+    (None: unknown) and this vocabulary."""
+    ours = meta['tokenizer']
+    if ours and spec and not same_tokenizer(ours, spec):
+        raise UserError(f'the tokens of {dataset} are {name_of(ours)}, those of the checkpoint '
+                        f'{name_of(spec)}')
+    if vocab_size < meta['vocab_size']:
+        raise UserError(f'vocab_size={vocab_size} is below the {meta["vocab_size"]} of {dataset}')
+
+
+def check_data(dataset, saved, ours):
+    """UserError if a run's data, {split: (tokens, hash)}, is not what its checkpoint saw; saved is
+    None in an older one."""
+    for split in saved or ():
+        if saved[split] != ours[split]:
+            raise UserError(f'the {split} split of {dataset} is not the one that this run was '
+                            f'trained on ({saved[split][0]:,} tokens then, {ours[split][0]:,} now);'
+                            ' prepare that one again, or start a new run with --init_from')
+
+
+# --- the folder of a run -------------------------------------------------------------------------
+
 def move_old_run(folder):
-    """Give the folder another name, out/NAME.1, .2, ..., if there is a run in it, and say so."""
-    if any((folder / name).exists() for name in ('ckpt.pt', 'best.pt', 'log.jsonl')):
-        number = next(n for n in itertools.count(1) if not Path(f'{folder}.{n}').exists())
-        print(f'the run that was in {folder} is now {folder.rename(f"{folder}.{number}")}')
+    """Give the folder another name, out/NAME.1, .2, ..., if there is a run in it, and say so. The
+    files of one that can't be renamed, a mount or where the user is, move into a folder in it."""
+    if not any((folder / name).exists() for name in (*RESUMABLE, 'best.pt', 'log.jsonl')):
+        return
+    folder = folder.resolve()  # not a link, but what it leads to
+    if os.path.ismount(folder) or Path.cwd().is_relative_to(folder):
+        files = [path for path in folder.iterdir() if path.is_file()]
+        moved = first_free(folder / folder.name)
+        moved.mkdir()
+        for path in files:
+            path.rename(moved / path.name)
+    else:
+        moved = folder.rename(first_free(folder))
+    print(f'the run that was in {folder} is now {moved}')
+
+
+def first_free(path):
+    """The first of path.1, path.2, ... that is not there."""
+    numbered = (Path(f'{path}.{number}') for number in itertools.count(1))
+    return next(path for path in numbered if not path.exists())
+
+
+def check_not_converted(folder):
+    """UserError if the folder has a model that no run made, which a new run would put away."""
+    if not (folder / 'ckpt.pt').exists() or (folder / 'log.jsonl').exists():
+        return
+    try:
+        converted = read(folder / 'ckpt.pt')['config'].get('dataset', '') is None
+    except UserError:  # nobody can read it
+        return
+    if converted:
+        raise UserError(f'{folder} has a model that no run made; name another out_dir')

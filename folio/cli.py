@@ -1,7 +1,10 @@
 """What every script shares: how it starts, how it ends, and how it shows progress and paths."""
 
 import contextlib
+import errno
 import os
+import platform
+import signal
 import sys
 
 
@@ -10,18 +13,98 @@ class UserError(Exception):
     any_rank = False
 
 
+def launched():
+    """Whether torchrun, or another launcher, started this process as one of several."""
+    return {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()
+
+
 def run(main):
     """Call main(argv) as a script; a UserError ends it with its line and exit code 1."""
-    sys.stdout.reconfigure(errors='replace')  # a model may say what a terminal can't show
+    if hasattr(sys.stdout, 'reconfigure'):  # a closed one and a notebook's have none
+        sys.stdout.reconfigure(errors='replace')  # a model may say what a terminal can't show
     try:
         sys.exit(main(sys.argv[1:]))
     except BrokenPipeError:  # nobody reads on, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(128 + signal.SIGPIPE)
     except (UserError, OSError) as error:
-        rank_0 = os.environ.get('RANK', '0') == '0'
-        sys.exit(f'error: {error}' if rank_0 or getattr(error, 'any_rank', True) else 1)
+        sys.exit(error_line(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
+
+
+def error_line(error):
+    """What this process prints of an error, or its exit code where another one prints it."""
+    rank = os.environ['RANK'] if launched() else '0'
+    if getattr(error, 'any_rank', True) and launched():
+        return f'error: rank {rank} ({platform.node()}): {error}'
+    return f'error: {error}' if rank == '0' else 1
+
+
+def end_quietly(kind, error, trace, default=sys.excepthook):
+    """An interrupt while torch is still being loaded needs no traceback."""
+    if kind is not KeyboardInterrupt:
+        default(kind, error, trace)
+
+
+sys.excepthook = end_quietly
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Hold the lock of a folder, a file beside it, so that nobody else writes into the folder;
+    UserError if somebody does. Where the file system has no locks, that is said."""
+    import filelock
+    path = folder.with_name(f'.{folder.name}.lock')
+    lock = filelock.FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        path.write_text(f'process {os.getpid()} on {platform.node()}', encoding='utf-8')
+    except filelock.Timeout:
+        owner = path.read_text(encoding='utf-8') or 'another process'
+        raise UserError(f'{short(folder)} is in use by {owner}') from None
+    except (OSError, NotImplementedError) as error:
+        print(f'{short(folder)} can\'t be locked ({first_line(error)}); start nothing else there')
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# --- what people see -----------------------------------------------------------------------------
+
+class LastingStream:
+    """A text stream that outlives its reader: when nobody can read it any more, the process gets
+    SIGHUP, and what is written goes nowhere."""
+
+    def __init__(self, stream):
+        self.stream = stream or open(os.devnull, 'w')  # None: it was closed from the start
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        return self.attempt(self.stream.write, text)
+
+    def flush(self):
+        self.attempt(self.stream.flush)
+
+    def attempt(self, work, *arguments):
+        try:
+            return work(*arguments)
+        except OSError as error:  # a full disk, for one, is no reason to stop
+            if error.errno in (errno.EPIPE, errno.EIO):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+                signal.raise_signal(getattr(signal, 'SIGHUP', signal.SIGTERM))
+
+
+@contextlib.contextmanager
+def lasting_output():
+    """Standard output and error as LastingStreams, for a run that must not die with its reader."""
+    with contextlib.redirect_stdout(LastingStream(sys.stdout)), \
+            contextlib.redirect_stderr(LastingStream(sys.stderr)):
+        yield
 
 
 def short(path):
@@ -39,7 +122,7 @@ def first_line(error):
 def progress_bar(wanted=True, **options):
     """A tqdm bar with these options, to be used in a `with`; it is disabled where nobody watches,
     and one that shows nothing where tqdm is absent, which is said."""
-    watched = wanted and sys.stderr.isatty() and os.get_terminal_size(2).columns > 0
+    watched = wanted and is_watched()
     try:
         from tqdm import tqdm
     except ImportError:
@@ -47,6 +130,14 @@ def progress_bar(wanted=True, **options):
             print('no progress bar: pip install tqdm')
         return NoBar(**options)
     return tqdm(dynamic_ncols=True, disable=not watched, **options)
+
+
+def is_watched():
+    """Whether a person sees standard error, on a terminal with a width."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (AttributeError, OSError, ValueError):  # it is closed, or the terminal is gone
+        return False
 
 
 class NoBar:

@@ -10,6 +10,7 @@ Weights & Biases gets the log's numbers too, if the options name a project there
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -17,45 +18,104 @@ from pathlib import Path
 import folio.options
 from folio.cli import UserError, first_line, short
 
-
-def open_journal(folder, options, step, tracked=None):
-    """Make the folder of a run; returns what else logs it, or None. Log and samples of a run that
-    goes on after `step` steps lose what came later. tracked: the id of its run of Weights &
-    Biases, which goes on too."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = [record for record in read_log(folder) if record['step'] <= step]
-    write_log(folder, kept, name='log.jsonl.tmp')
-    os.replace(folder / 'log.jsonl.tmp', folder / 'log.jsonl')
-    cut_samples(folder, step)
-    return start_wandb(options, folder, tracked) if options.wandb_project else None
+CURVE = 5000  # the points of a curve, about; a picture has fewer pixels
 
 
-def read_log(folder):
-    """The records of log.jsonl, as dicts; a line that a crash cut short is left out."""
-    path, records = folder / 'log.jsonl', []
-    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
+class Journal:
+    """What rank 0 keeps of a run. What fails here is said, once, and training goes on; lines that
+    could not be written are tried again with the next ones.
+
+    The files of a run that goes on after `step` steps lose what came later. tracked: the id of its
+    run of Weights & Biases, which goes on too.
+    """
+
+    def __init__(self, folder, options, step, tracked=None):
+        self.folder, self.failing = folder, set()
+        self.unwritten = {'log.jsonl': '', 'samples.txt': ''}
+        folder.mkdir(parents=True, exist_ok=True)
+        cut_log(folder / 'log.jsonl', step)
+        cut_samples(folder / 'samples.txt', step)
+        self.tracker = start_wandb(options, folder, tracked) if options.wandb_project else None
+
+    def log(self, records):
+        """Add records, dicts with their step."""
+        self.write('log.jsonl', ''.join(json.dumps(record) + '\n' for record in records))
+        for record in records if self.tracker else []:
+            if not self.attempt('wandb', self.tracker.log, record, record['step']):
+                self.tracker = None  # each further call might take as long to fail
+                return
+
+    def sample(self, step, text):
+        """Add an indented text to samples.txt, its newlines as they are."""
+        self.write('samples.txt', f'step {step}\n{text}\n')
+
+    def write(self, name, text):
+        self.unwritten[name] += text
+        if self.attempt(name, append, self.folder / name, self.unwritten[name]):
+            self.unwritten[name] = ''
+
+    def draw(self):
+        """Draw loss.png, if there is matplotlib."""
+        self.attempt('loss.png', plot_losses, self.folder)
+
+    def attempt(self, what, work, *arguments):
+        """Call work; returns whether it succeeded. Of failures one after another the first is
+        said."""
+        try:
+            work(*arguments)
+            self.failing.discard(what)
+        except Exception as error:  # whatever a disk, a library or its server bring
+            if what not in self.failing:
+                print(f'{what} failed, training goes on: {first_line(error)}', flush=True)
+            self.failing.add(what)
+        return what not in self.failing
 
 
-def write_log(folder, records, tracker=None, name='log.jsonl'):
-    """Add the records to the log, and to what else tracks the run."""
-    with open(folder / name, 'a', encoding='utf-8') as file:
-        file.writelines(json.dumps(record) + '\n' for record in records)
-    for record in records if tracker else []:
-        tracker.log(record, step=record['step'])
+def append(path, text):
+    """Add all of the text to a file, or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a', encoding='utf-8', newline='') as file:
+        size = file.tell()
+        try:
+            file.write(text)
+            file.flush()
+        except OSError:
+            file.detach()  # what it holds
+            os.truncate(path, size)
+            raise
 
 
-def write_sample(folder, step, text):
-    """Add an indented text to samples.txt, its newlines as they are."""
-    with open(folder / 'samples.txt', 'a', encoding='utf-8', newline='') as file:
-        file.write(f'step {step}\n{text}\n')
+def read_log(folder, most=None):
+    """The records of log.jsonl, one dict a step; a line that a crash cut short is left out. most:
+    read about so many steps, evenly, and all that were evaluated."""
+    path, records = folder / 'log.jsonl', {}
+    if not path.exists():
+        return []
+    stride = 1 + path.stat().st_size // (200 * most) if most else 1  # a line has about 200 bytes
+    with open(path, encoding='utf-8', errors='replace') as file:
+        for number, line in enumerate(file):
+            if number % stride == 0 or '"val_loss"' in line:
+                with contextlib.suppress(json.JSONDecodeError):
+                    record = json.loads(line)
+                    records[record['step']] = records.get(record['step'], {}) | record
+    return list(records.values())
 
 
-def cut_samples(folder, step):
-    """Leave out of samples.txt what came after `step` steps."""
-    path = folder / 'samples.txt'
+def cut_log(path, step):
+    """Leave out of a log what came after `step` steps."""
+    path.touch()
+    temporary = path.with_name(f'{path.name}.tmp')
+    with open(path, encoding='utf-8', errors='replace') as file, \
+            open(temporary, 'w', encoding='utf-8') as kept:
+        for line in file:
+            with contextlib.suppress(json.JSONDecodeError):
+                if json.loads(line)['step'] <= step:
+                    kept.write(line)
+    os.replace(temporary, path)
+
+
+def cut_samples(path, step):
+    """Leave out of a file of samples what came after `step` steps."""
     if path.exists():
         parts = re.split(r'(?m)^step (\d+)\n', path.read_bytes().decode(errors='replace'))
         kept = [f'step {number}\n{text}' for number, text
@@ -81,10 +141,20 @@ def start_wandb(options, folder, tracked):
 
 # --- what a person reads -------------------------------------------------------------------------
 
+def tell_start(options, machine, parameters, tokens):
+    """What is trained, on what and how; parameters and tokens: how many."""
+    rise = f'{options.batch_size_start} to ' if options.batch_size_start else ''
+    micro = options.micro_batch_size or options.batch_size // machine.world
+    print(f'{parameters:,} parameters on {options.dataset} ({tokens:,} tokens), '
+          f'{rise}{options.batch_size} x {options.block_size} tokens a step, {micro} sequences at '
+          f'once; {machine}', flush=True)
+
+
 def tell_progress(record, bar, max_steps, seconds_left):
     """The last step's numbers, in the bar or, where there is none to be seen, as a line."""
     step, left = record['step'], int(seconds_left)
-    text = (f'step {step:,}  loss {record["train_loss"]:.4f}  lr {record["lr"]:.1e}  '
+    loss = math.nan if record['train_loss'] is None else record['train_loss']
+    text = (f'step {step:,}  loss {loss:.4f}  lr {record["lr"]:.1e}  '
             f'{record["tokens_per_second"]:,} tokens/s  {left // 60}:{left % 60:02} left')
     if bar.disable:
         print(text, flush=True)
@@ -112,7 +182,7 @@ def plot_losses(folder):
     axes = make_axes()
     if axes is None:
         return
-    best = draw_losses(axes, read_log(folder), 'C0', 'training', 'C1', 'validation')
+    best = draw_losses(axes, read_log(folder, CURVE), 'C0', 'training', 'C1', 'validation')
     if best:
         axes.plot(best['tokens'], best['val_loss'], 'k*', label=f'best: {best["val_loss"]:.4f}')
     save_picture(axes, folder / 'loss.png')
@@ -132,7 +202,7 @@ def make_axes():
 def draw_losses(axes, records, train_color, train_label, val_color, val_label):
     """Draw both losses of a log; returns the record with the lowest validation loss, if any."""
     evaluated = [record for record in records if 'val_loss' in record]
-    axes.plot([record['tokens'] for record in records], [r['train_loss'] for r in records],
+    axes.plot([record['tokens'] for record in records], [r.get('train_loss') for r in records],
               color=train_color, label=train_label, alpha=0.4, linewidth=0.8)
     axes.plot([record['tokens'] for record in evaluated], [r['val_loss'] for r in evaluated],
               color=val_color, label=val_label, marker='.')

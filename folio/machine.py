@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import gc
+import json
 import os
+import platform
 import re
 import signal
 from dataclasses import dataclass
@@ -11,17 +13,26 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from folio.cli import UserError, first_line
+from folio.cli import UserError, first_line, launched
 
 
 @dataclass
 class Machine:
-    """What was chosen, and which of how many processes this is."""
-    device: torch.device
+    """Which of how many processes this is, and what was chosen for all."""
+    device: torch.device = torch.device('cpu')
     dtype: torch.dtype = torch.float32
     compiled: bool = False
     rank: int = 0
     world: int = 1
+
+    def choose(self, options, compile=False):
+        """Take the device and dtype of the options, and `compile` as choose_compile takes it."""
+        if getattr(options, 'deterministic', False):
+            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA asks for
+            torch.use_deterministic_algorithms(True)
+        self.device = choose_device(options.device)
+        self.dtype = choose_dtype(options.dtype, self.device)
+        self.compiled = choose_compile(compile, self.device)
 
     def autocast(self):
         """A context in which matrix products are made in `dtype`."""
@@ -40,23 +51,46 @@ class Machine:
             dist.all_reduce(values, dist.ReduceOp.MAX)
         return values.tolist()
 
-    def on_rank_0(self, work, *arguments):
-        """Rank 0's work(*arguments), elsewhere None; a UserError or OSError in it ends all."""
+    def gather(self, value):
+        """The value of each process, which JSON can hold, in a list by rank."""
+        text = json.dumps(value).encode()
+        mine = bytearray(text.ljust(int(self.maximum(len(text))[0])))
+        mine = torch.frombuffer(mine, dtype=torch.uint8)
+        texts = [torch.empty_like(mine) for _ in range(self.world)]
+        if self.world == 1:
+            return [value]
+        dist.all_gather(texts, mine)
+        return [json.loads(bytes(text.tolist())) for text in texts]
+
+    def together(self, work, *arguments):
+        """work(*arguments) of each process, in which they don't meet. A UserError or OSError in one
+        ends all: rank 0 prints what all share, and each process what it alone has."""
         result = error = None
-        if self.rank == 0:
-            try:
-                result = work(*arguments)
-            except (UserError, OSError) as caught:
-                error = caught
-        if self.sum(torch.tensor(float(error is not None))):
-            raise error or UserError('rank 0 failed')
+        try:
+            result = work(*arguments)
+        except (UserError, OSError) as caught:
+            error = UserError(str(caught))
+        errors = self.gather(error and str(error))
+        if error:
+            error.any_rank = errors[0] != str(error)
+            raise error
+        if any(errors):
+            raise SystemExit(1)  # another one prints it
         return result
 
-    def check_same_on_ranks(self, number, what):
-        """UserError if the processes have different numbers."""
-        highest, lowest = self.maximum(number, -number)
-        if highest != -lowest:
-            raise UserError(f'the processes have from {-lowest:.0f} to {highest:.0f} as the {what}')
+    def on_rank_0(self, work, *arguments):
+        """Rank 0's work(*arguments), elsewhere None; a UserError or OSError in it ends all."""
+        return self.together(work if self.rank == 0 else lambda *arguments: None, *arguments)
+
+    def check_same(self, facts):
+        """UserError that names what differs between the processes in their facts, a dict."""
+        ours, *others = self.gather(facts | {'host': platform.node()})
+        for rank, theirs in enumerate(others, 1):
+            wrong = [f'{name}={ours[name]} and {theirs[name]}' for name in facts
+                     if ours[name] != theirs[name]]
+            if wrong:
+                raise UserError(f'rank 0 ({ours["host"]}) and rank {rank} ({theirs["host"]}) '
+                                f'differ: {"; ".join(wrong)}')
 
     def __str__(self):
         many = f'{self.world} processes, ' if self.world > 1 else ''
@@ -65,27 +99,29 @@ class Machine:
 
 
 @contextlib.contextmanager
-def open_machine(options, compile=False):
-    """The Machine of the options device and dtype, and of `compile`, as choose_compile takes it;
-    under torchrun connected to the others, and only rank 0 prints."""
+def open_machine(options):
+    """The Machine for a script with these options, a class or an instance; under torchrun connected
+    to the others, and only rank 0 prints."""
     keep_memory()
-    device = choose_device(options.device)
-    machine = Machine(device, choose_dtype(options.dtype, device))
+    machine = Machine()
     with process_group(machine), quiet(machine.rank > 0), out_of_memory(options):
-        machine.compiled = choose_compile(compile, device)
         yield machine
 
 
 @contextlib.contextmanager
 def process_group(machine):
     """Under torchrun join the other processes, and say to the machine which one this is."""
-    if 'RANK' not in os.environ:
+    if not launched():
         yield
         return
-    dist.init_process_group('cpu:gloo,cuda:nccl' if machine.device.type == 'cuda' else 'gloo')
+    dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
     machine.rank, machine.world = dist.get_rank(), dist.get_world_size()
     try:
         yield
+    except RuntimeError as error:
+        if not re.search('gloo|NCCL|[Cc]onnection (closed|reset)', str(error)):
+            raise
+        raise UserError(f'another process ended: {first_line(error)}') from None
     finally:  # threads of a group that outlives DDP end the process with an abort
         gc.collect()  # DDP is in reference cycles
         dist.destroy_process_group()
@@ -112,7 +148,9 @@ def out_of_memory(options):
         sizes = [name for name in ('micro_batch_size', 'block_size', 'context', 'num_samples')
                  if hasattr(options, name)]
         more = ', or --recompute=True' if hasattr(options, 'recompute') else ''
-        raise UserError(f'out of memory: a smaller {" or ".join(sizes)} helps{more}') from None
+        refusal = UserError(f'out of memory: a smaller {" or ".join(sizes)} helps{more}')
+        refusal.any_rank = True  # it may be short of memory alone
+        raise refusal from None
 
 
 def keep_memory():
@@ -137,9 +175,7 @@ def choose_device(name):
             raise RuntimeError(f'there are {torch.cuda.device_count()} GPUs')
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        refusal = UserError(f'device={name} does not work here: {first_line(error)}')
-        refusal.any_rank = True  # the processes have GPUs of their own
-        raise refusal from None
+        raise UserError(f'device={name} does not work here: {first_line(error)}') from None
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     return device
@@ -173,19 +209,34 @@ def choose_compile(option, device):
     raise UserError(f'compile=True: {message}')
 
 
-@contextlib.contextmanager
-def stop_signals():
-    """A list that gets the first SIGINT or SIGTERM; the second interrupts at once."""
-    received = []
+@dataclass
+class Signals:
+    """What a run has been told: the first signal that asks it to stop, and whether to save."""
+    stop: int = 0
+    save: bool = False
 
-    def handle(number, frame):
-        if received:
+    def handle(self, number, frame):
+        if number == getattr(signal, 'SIGUSR1', None):
+            self.save = True
+        elif self.stop and number == signal.SIGINT:
             raise KeyboardInterrupt
-        received.append(number)
+        else:
+            self.stop = self.stop or number
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+@contextlib.contextmanager
+def catch_signals():
+    """Signals, which hears SIGINT, SIGTERM, SIGHUP (not if it is ignored, as by nohup) and SIGUSR1
+    until the end of the `with`; a second SIGINT interrupts at once."""
+    signals = Signals()
+    names = [name for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    if before.get(getattr(signal, 'SIGHUP', None)) == signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    for number in before:
+        signal.signal(number, signals.handle)
     try:
-        yield received
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

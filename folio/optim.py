@@ -67,12 +67,13 @@ class Muon(torch.optim.Optimizer):
 
     For matrices only. A group has 'heights', a list for each parameter: the rows of the matrices
     that it holds one above the other. All matrices of one shape are orthogonalized together, in
-    `dtype`.
+    `dtype`. Like torch's fused optimizers it takes no step where found_inf, a tensor, is not 0.
     """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, dtype=torch.float32):
         super().__init__(params, {'lr': lr, 'momentum': momentum, 'weight_decay': weight_decay})
         self.dtype = dtype
+        self.found_inf = torch.zeros(())  # not 0: skip the step, decided without a wait
 
     @torch.no_grad()
     def step(self):
@@ -90,7 +91,8 @@ class Muon(torch.optim.Optimizer):
         state = self.state[p]
         if 'momentum' not in state:
             state['momentum'] = torch.zeros_like(p)
-        average = state['momentum'].lerp_(p.grad, 1 - momentum)
+        average = state['momentum'].lerp(p.grad, 1 - momentum)
+        state['momentum'] = torch.where(self.found_inf > 0, state['momentum'], average)
         return p.grad.lerp(average, momentum)
 
     def update_matrices(self, pairs, lr, weight_decay):
@@ -99,8 +101,10 @@ class Muon(torch.optim.Optimizer):
         height, width = pairs[0][0].shape
         scale = lr * max(1, height / width) ** 0.5
         updates = orthogonalize(torch.stack([update for _, update in pairs]).to(self.dtype))
+        updates = torch.where(self.found_inf > 0, 0, updates)
+        decay = torch.where(self.found_inf > 0, 1, 1 - lr * weight_decay)
         for (matrix, _), update in zip(pairs, updates, strict=True):
-            matrix.mul_(1 - lr * weight_decay).add_(update, alpha=-scale)
+            matrix.mul_(decay).add_(update, alpha=-scale)
 
 
 def orthogonalize(x, steps=5):

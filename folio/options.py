@@ -153,6 +153,8 @@ def as_text(value, kind, typed):
         return value.replace(r'\n', '\n').replace(r'\t', '\t')
     if kind in (InPath, OutPath) and not typed and value != '-':
         return str(ROOT / Path(value).expanduser())
+    if kind in (InPath, OutPath) and not value:
+        raise ValueError
     return value
 
 
@@ -184,7 +186,7 @@ def describe(kind):
 
 def usage(cls):
     """The help: the script's docstring, then each option with its default, comment and bounds."""
-    lines, comments = [inspect.getmodule(cls).__doc__], {}
+    lines, comments = [inspect.getmodule(cls).__doc__ or ''], {}  # python -OO drops it
     for owner in reversed(cls.__mro__[:-1]):
         comments |= comments_of(owner)
     defaults = cls()

@@ -36,7 +36,9 @@ class Tokenizer:
     """encode and decode for the tokenizer that the dict `spec` describes.
 
     vocab_size: the number of ids. token_bytes: the UTF-8 bytes of each id, a list of bytes; b''
-    for an id that no token has. start: the id a text without a prompt begins with.
+    for an id that no token has. text_lengths: the bytes of the text that each id stands for, an
+    array of floats: 0 for a special token, NaN for an unknown character. start: the id a text
+    without a prompt begins with.
     UserError for an unknown kind, or a library that is missing.
     """
 
@@ -53,6 +55,10 @@ class Tokenizer:
         else:
             raise UserError(f'unknown kind of tokenizer: {self.kind!r}')
         self.vocab_size = len(self.token_bytes)
+        self.text_lengths = np.array([len(token) for token in self.token_bytes], float)
+        self.text_lengths[special_ids(spec)] = 0
+        if spec.get('unknown'):
+            self.text_lengths[spec['chars'].index(spec['unknown'])] = np.nan
         starts = [self.token_bytes.index(token) for token in STARTS if token in self.token_bytes]
         self.start = starts[0] if starts else 0
 
@@ -230,6 +236,14 @@ def json_bytes(library, content):
             once, twice = (library.decode([i] * n, skip_special_tokens=False) for n in (1, 2))
             token_bytes[i] = twice[len(once):].encode()
     return token_bytes
+
+
+def special_ids(spec):
+    """The ids that stand for no text, such as that of <|endoftext|>."""
+    if spec['kind'] == 'bpe':
+        return list(spec['special'].values())
+    added = json.loads(spec['json']).get('added_tokens', []) if spec['kind'] == 'json' else []
+    return [token['id'] for token in added if token['special']]
 
 
 def import_tokenizers(purpose):

@@ -370,10 +370,10 @@ def test_an_absent_data_set_names_the_recipes_and_the_way_to_make_one(home):
 
 def test_a_missing_data_set_is_prepared_by_its_recipe_but_not_under_torchrun(home, monkeypatch):
     (home / 'data' / 'other.py').write_text("input = 'tiny.txt'\ntokenizer = 'byte'\n")
-    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setattr(prepare, 'launched', lambda: True)
     with pytest.raises(UserError, match='first run python prepare.py'):
         open_corpus('other')
-    monkeypatch.delenv('RANK')
+    monkeypatch.setattr(prepare, 'launched', lambda: False)
     train, val, meta = open_corpus('other')
     assert len(train) + len(val) == len(TEXT) and meta['vocab_size'] == 256
 

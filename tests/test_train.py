@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -286,8 +287,9 @@ def test_the_shares_of_the_processes_add_up_to_the_whole(home):
         for rank in range(3):
             train.validate(model, val, dataclasses.replace(CPU, rank=rank, world=3), None,
                            torch.ones(40))
-    nats, n_bytes = sum(sums).tolist()
+    nats, n_bytes, stopped = sum(sums).tolist()
     assert nats / (len(val) - 1) == pytest.approx(whole[0]) and n_bytes == len(val) - 1
+    assert stopped == 0
 
 
 # --- whole runs ----------------------------------------------------------------------------------
@@ -304,7 +306,8 @@ def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
     assert records[-1]['bits_per_byte'] == pytest.approx(records[-1]['val_loss'] / math.log(2))
     state = torch.load(folder / 'ckpt.pt', weights_only=True)
     assert state.keys() == {'model', 'optimizers', 'scaler', 'step', 'sequences', 'seconds',
-                            'best_loss', 'wandb', 'config', 'tokenizer'}
+                            'evaluated', 'best_loss', 'tracker', 'config', 'tokenizer',
+                            'versions', 'data'}
     assert (state['step'], state['sequences']) == (30, 120)
     assert state['best_loss'] == min(r['val_loss'] for r in records if 'val_loss' in r)
     assert state['config']['device'] == 'cpu' and state['config']['n_kv_head'] == 2
@@ -422,7 +425,7 @@ def test_resume_starts_where_nothing_is_and_ends_where_all_is_done(home, capsys)
 def test_a_fresh_run_moves_the_old_one_out_of_the_way(home, capsys):
     for _ in range(3):
         train.main([*TINY, '--max_steps=2'])
-    assert sorted(p.name for p in (home / 'out').iterdir()) == ['tiny', 'tiny.1', 'tiny.2']
+    assert sorted(p.name for p in (home / 'out').glob('tiny*')) == ['tiny', 'tiny.1', 'tiny.2']
     assert 'tiny.2' in capsys.readouterr().out
 
 
@@ -498,11 +501,10 @@ def test_what_cannot_be_trained_is_one_line(home, argv, message):
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(home):
     train.main([*TINY, '--max_steps=2'])
-    message = (r'step \d.*: the (loss|gradient norm) is (nan|inf) .*1\.0e\+30.*'
-               r'ckpt.pt \(step 2\)')
+    message = r'step 7: loss or gradient not finite in 4 steps in a row, .*e\+30.*\(step 2\)'
     with pytest.raises(UserError, match=message):
         train.main([*TINY, '--max_steps=9', '--resume=True', '--learning_rate=1e30',
-                    '--min_lr=1e30', '--warmup_steps=0', '--grad_clip=0'])
+                    '--min_lr=1e30', '--warmup_steps=0', '--grad_clip=0', '--max_bad_steps=4'])
     assert torch.load('out/tiny/ckpt.pt', weights_only=True)['step'] == 2
 
 
@@ -527,8 +529,9 @@ def test_best_pt_is_the_model_of_the_lowest_loss_only(home, monkeypatch):
 
 
 def test_tokens_per_second_are_those_of_the_steps_without_the_evaluation(home, monkeypatch):
-    clock = iter(range(10 ** 6))
-    monkeypatch.setattr(train.time, 'perf_counter', lambda: next(clock))
+    clock, here = iter(range(10 ** 6)), threading.current_thread()
+    monkeypatch.setattr(train.time, 'perf_counter', lambda: (
+        next(clock) if threading.current_thread() is here else 0))
     train.main([*TINY, '--max_steps=40', '--eval_interval=20', '--log_interval=10'])
     speeds = [record['tokens_per_second'] for record in read_log(home / 'out/tiny')]
     assert speeds[15] == round(10 * 4 * 16 / 21)  # two looks a step, and one for the report

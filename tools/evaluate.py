@@ -88,6 +88,7 @@ def evaluate(options):
     state = load(options.out_dir)
     options.dtype = options.dtype or state['config'].get('dtype', 'auto')
     with open_machine(options) as machine:
+        machine.choose(options)
         model = from_checkpoint(state).to(machine.device)
         tokenizer = Tokenizer(state['tokenizer']) if state['tokenizer'] else None
         check_model(options, model, tokenizer)
@@ -167,7 +168,7 @@ def evaluate_file(options, model, tokenizer, machine):
 
 def measure_tokens(options, model, tokens, tokenizer, machine, groups=None):
     """The sums of `measure` with the options."""
-    lengths = tokenizer and torch.tensor([len(token) for token in tokenizer.token_bytes])
+    lengths = tokenizer and torch.tensor(tokenizer.text_lengths)
     return measure(model, tokens, machine, options.eval_tokens, lengths, options.context,
                    options.stride, groups)
 

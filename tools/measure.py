@@ -130,7 +130,7 @@ def summary(sums):
     nats, count, n_bytes, right, among_5 = sums.tolist()
     loss = nats / count
     return {'loss': loss, 'perplexity': perplexity(loss),
-            'bits_per_byte': nats / math.log(2) / n_bytes if n_bytes else None,
+            'bits_per_byte': nats / math.log(2) / n_bytes if n_bytes > 0 else None,
             'accuracy': right / count, 'top5_accuracy': among_5 / count, 'tokens': int(count)}
 
 

@@ -1,6 +1,7 @@
 """How a script starts, ends and shows progress."""
 
 import os
+import platform
 import sys
 
 import pytest
@@ -13,7 +14,9 @@ def ends_with(monkeypatch, error, rank='0'):
     """What a script exits with whose main raises the error."""
     def main(argv):
         raise error
-    monkeypatch.setenv('RANK', rank)
+    for name, value in (('RANK', rank), ('WORLD_SIZE', '2'), ('MASTER_ADDR', 'a'),
+                        ('MASTER_PORT', '1')):
+        monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
     return stop.value.code
@@ -22,11 +25,12 @@ def ends_with(monkeypatch, error, rank='0'):
 def test_what_a_user_can_mend_is_one_line(monkeypatch):
     assert ends_with(monkeypatch, UserError('wrong')) == 'error: wrong'
     assert ends_with(monkeypatch, UserError('wrong'), rank='1') == 1
-    assert ends_with(monkeypatch, OSError('full'), rank='1') == 'error: full'
+    full = f'error: rank 1 ({platform.node()}): full'
+    assert ends_with(monkeypatch, OSError('full'), rank='1') == full
     assert ends_with(monkeypatch, KeyboardInterrupt()) == 130
     alone = UserError('only here')
     alone.any_rank = True
-    assert ends_with(monkeypatch, alone, rank='1') == 'error: only here'
+    assert ends_with(monkeypatch, alone, rank='1').endswith('): only here')
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
@@ -58,8 +62,7 @@ def test_a_bar_that_nobody_watches_is_silent(monkeypatch, capsys, tqdm):
 
 def test_a_watched_bar_that_cannot_be_is_said(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'tqdm', None)
-    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
-    monkeypatch.setattr(os, 'get_terminal_size', lambda number: os.terminal_size((80, 24)))
+    monkeypatch.setattr(cli, 'is_watched', lambda: True)
     with progress_bar(total=3) as bar:
         bar.update(2)
         assert bar.n == 2

@@ -19,13 +19,14 @@ class Plain:
 
 
 def test_a_log_is_cut_at_the_step_where_a_run_goes_on(tmp_path):
-    journal.write_log(tmp_path, RECORDS)
+    first = journal.Journal(tmp_path, Plain, 0)
+    first.log(RECORDS)
     for step in (2, 3):
-        journal.write_sample(tmp_path, step, f'    step {step}\r\n    x')
+        first.sample(step, f'    step {step}\r\n    x')
     with open(tmp_path / 'log.jsonl', 'a') as file:
         file.write('{"step": 3, "tok')
     assert journal.read_log(tmp_path) == RECORDS
-    journal.open_journal(tmp_path, Plain, 2)
+    journal.Journal(tmp_path, Plain, 2)
     assert journal.read_log(tmp_path) == RECORDS[:2]
     assert (tmp_path / 'samples.txt').read_bytes() == b'step 2\n    step 2\r\n    x\n'
 
@@ -36,16 +37,19 @@ def test_a_tracker_gets_every_record_with_its_step(tmp_path):
 
         def log(self, record, step):
             self.logged.append((step, record))
-    journal.write_log(tmp_path, RECORDS, Tracker())
+    tracked = journal.Journal(tmp_path, Plain, 0)
+    tracked.tracker = Tracker()
+    tracked.log(RECORDS)
     assert Tracker.logged == [(record['step'], record) for record in RECORDS]
 
 
 def test_the_curve_is_a_picture_with_the_best_marked(tmp_path):
     records = [record | {'val_loss': loss} for record, loss in zip(RECORDS, (3, 1, 2), strict=True)]
-    journal.write_log(tmp_path, records)
+    kept = journal.Journal(tmp_path, Plain, 0)
+    kept.log(records)
     best = journal.draw_losses(journal.make_axes(), records, 'C0', 'a', 'C1', 'b')
     assert best['step'] == 2
-    journal.plot_losses(tmp_path)
+    kept.draw()
     assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -66,11 +70,11 @@ def test_a_resumed_run_goes_on_with_the_same_run_of_wandb(home, monkeypatch):
         monkeypatch.setenv(f'WANDB_{name}', value)
     train.main([*TINY, '--max_steps=2', '--out_dir=run', '--wandb_project=folio'])
     wandb.finish()
-    number = torch.load('run/ckpt.pt', weights_only=True)['wandb']
+    number = torch.load('run/ckpt.pt', weights_only=True)['tracker']
     train.main(['--out_dir=run', '--resume=True', '--max_steps=4'])
     wandb.finish()
     wandb.teardown()  # its process has written all
-    assert torch.load('run/ckpt.pt', weights_only=True)['wandb'] == number
+    assert torch.load('run/ckpt.pt', weights_only=True)['tracker'] == number
     logs = list((home / 'run/wandb').glob('offline-run-*/*.wandb'))
     assert {log.parent.name.rpartition('-')[2] for log in logs} == {number}
     assert all(b'train_loss' in log.read_bytes() for log in logs)
@@ -79,6 +83,6 @@ def test_a_resumed_run_goes_on_with_the_same_run_of_wandb(home, monkeypatch):
 def test_without_a_project_nothing_is_sent(home, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)  # as if it were not installed
     train.main([*TINY, '--max_steps=1', '--out_dir=run'])
-    assert checkpoint.load('run/ckpt.pt')['wandb'] is None
+    assert checkpoint.load('run/ckpt.pt')['tracker'] is None
     with pytest.raises(UserError, match='wandb_project: pip install wandb'):
         train.main([*TINY, '--max_steps=1', '--out_dir=other', '--wandb_project=folio'])

@@ -25,13 +25,12 @@ def test_a_compiler_that_fails_is_named_or_with_auto_passed_over(monkeypatch, ca
 
 
 def test_ranks_that_stand_at_different_steps_are_an_error(home, monkeypatch):
-    def other_rank(values, *rest):  # is at step 7
-        values.copy_(torch.maximum(values, torch.tensor([7, -7], dtype=values.dtype)))
-    monkeypatch.setattr(machine.dist, 'all_reduce', other_rank)
-    two = dataclasses.replace(CPU, world=2)
-    two.check_same_on_ranks(7, 'step')
-    with pytest.raises(UserError, match='from 5 to 7 as the step'):
-        two.check_same_on_ranks(5, 'step')
+    theirs = {'step': 7, 'rate': 0.1, 'host': 'far'}
+    monkeypatch.setattr(machine.Machine, 'gather', lambda self, facts: [facts, theirs])
+    CPU.check_same({'step': 7, 'rate': 0.1})
+    message = r'and rank 1 \(far\) differ: step=5 and 7; rate=0.2 and 0.1$'
+    with pytest.raises(UserError, match=message):
+        CPU.check_same({'step': 5, 'rate': 0.2})
 
 
 def test_sums_and_maxima_of_one_process_are_its_own():
@@ -40,15 +39,26 @@ def test_sums_and_maxima_of_one_process_are_its_own():
 
 
 def test_the_work_of_rank_0_is_done_there_and_its_failure_ends_all(monkeypatch):
-    monkeypatch.setattr(machine.dist, 'all_reduce', lambda tensor, *rest: tensor)
     assert CPU.on_rank_0(max, 3, 5) == 5
     other = dataclasses.replace(CPU, rank=1, world=2)
+    monkeypatch.setattr(machine.Machine, 'gather', lambda self, error: [None, error])
     assert other.on_rank_0(max, 3, 5) is None
-    monkeypatch.setattr(machine.dist, 'all_reduce', lambda tensor, *rest: tensor.fill_(1))
-    with pytest.raises(UserError, match='rank 0 failed'):
+    monkeypatch.setattr(machine.Machine, 'gather', lambda self, error: ['no room', error])
+    with pytest.raises(SystemExit):
         other.on_rank_0(max, 3, 5)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match='/nowhere/at/all'):
         CPU.on_rank_0(open, '/nowhere/at/all')
+
+
+@pytest.mark.parametrize('errors, alone', [(['same'] * 2, False), ([None, 'same'], True),
+                                           (['other', 'same'], True)])
+def test_an_error_is_printed_by_rank_0_or_by_the_one_that_has_it_alone(monkeypatch, errors, alone):
+    def fail():
+        raise OSError('same')
+    monkeypatch.setattr(machine.Machine, 'gather', lambda self, error: errors)
+    with pytest.raises(UserError, match='same') as caught:
+        dataclasses.replace(CPU, rank=1, world=2).together(fail)
+    assert caught.value.any_rank == alone
 
 
 def test_autocast_is_on_for_formats_of_two_bytes_alone():
@@ -57,14 +67,25 @@ def test_autocast_is_on_for_formats_of_two_bytes_alone():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-def test_the_first_signal_is_kept_and_the_second_interrupts():
+def test_the_first_signal_is_kept_and_a_second_interrupt_ends_at_once():
     before = signal.getsignal(signal.SIGTERM)
-    with machine.stop_signals() as received:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert received == [signal.SIGTERM]
+    with machine.catch_signals() as signals:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert signals == machine.Signals(signal.SIGTERM, True)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with machine.catch_signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.stop == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_errors_that_are_not_about_memory_pass_through():
