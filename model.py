@@ -228,7 +228,7 @@ def cross_entropy(x, weight, targets, most=2 ** 25):
     def loss(x, targets):
         logits = F.linear(x, weight).float()
         return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
-    rows, count = max(1, most // len(weight)), (targets >= 0).sum()
+    rows, count = max(1, most // len(weight)), (targets >= 0).sum().clamp(min=1)
     if len(x) <= rows or torch.compiler.is_compiling():  # which holds few by itself
         return loss(x, targets) / count
     parts = zip(x.split(rows), targets.split(rows), strict=True)
