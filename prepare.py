@@ -480,7 +480,7 @@ def open_corpus(name):
     """(train, val, meta) of data/NAME/, two Tokens and a dict, prepared first where only its recipe
     is there; UserError if it can't be, or is half made."""
     folder = folio.options.ROOT / 'data' / name
-    recipe = folder.with_name(f'{name}.py')
+    recipe = folder.with_name(f'{folder.name}.py')
     if not list(folder.glob('*train*.bin')):
         prepare_missing(folder, recipe)
     meta = read_meta(folder, recipe)

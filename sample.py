@@ -4,6 +4,9 @@
     python sample.py --out_dir=out/stdlib --start=FILE:prompt.txt --num_samples=3 --temperature=0.5
 """
 
+from folio import cli  # first of all, for then an interrupt while torch is loaded is quiet
+
+# isort: split
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from folio import checkpoint, cli
+from folio import checkpoint
 from folio.cli import UserError
 from folio.machine import choose_device, choose_dtype
 from folio.options import InPath, Text, parse

@@ -74,14 +74,14 @@ class Journal:
 def append(path, text):
     """Add all of the text to a file, or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'a', encoding='utf-8', newline='') as file:
+    data = text.encode()
+    with open(path, 'ab', buffering=0) as file:
         size = file.tell()
         try:
-            file.write(text)
-            file.flush()
+            while data:
+                data = data[file.write(data):]
         except OSError:
-            file.detach()  # what it holds
-            os.truncate(path, size)
+            file.truncate(size)
             raise
 
 

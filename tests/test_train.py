@@ -1,9 +1,12 @@
 """The trainer: exact where it promises to be, and clear where it can't go on."""
 
+import contextlib
 import copy
 import dataclasses
 import json
 import math
+import os
+import platform
 import re
 import shutil
 import signal
@@ -20,7 +23,7 @@ from hypothesis import strategies as st
 
 import prepare
 import train
-from folio import checkpoint, machine
+from folio import checkpoint, cli, machine
 from folio.cli import UserError
 from folio.journal import read_log
 from folio.optim import make_optimizers
@@ -508,6 +511,149 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(home
     assert torch.load('out/tiny/ckpt.pt', weights_only=True)['step'] == 2
 
 
+def test_a_loss_that_is_not_finite_makes_the_gradient_so(home, monkeypatch):
+    options, tokens = options_of('--vocab_size=40'), open_corpus('tiny')[0]
+    model = GPT(options)
+    before = copy.deepcopy(model.state_dict())
+    forward = model.forward
+    model.forward = lambda *inputs: forward(*inputs) + math.inf  # whose own gradient is finite
+    loss, norm = one_step(model, tokens, options, CPU, Progress())
+    assert not math.isfinite(loss) and not math.isfinite(norm)
+    assert equal(before, model.state_dict())
+
+
+def test_a_few_steps_that_are_not_finite_are_skipped_logged_and_said(home, monkeypatch, capsys):
+    normal, calls = train.clip_gradient, iter(range(100))
+
+    def sometimes(runner, *rest):
+        if next(calls) in (2, 3, 6):
+            next(runner.parameters()).grad += math.nan
+        return normal(runner, *rest)
+    monkeypatch.setattr(train, 'clip_gradient', sometimes)
+    assert train.main([*TINY, '--max_steps=8', '--log_interval=4', '--max_bad_steps=3']) == 0
+    norms = [record['grad_norm'] for record in read_log(home / 'out/tiny')]
+    assert [step for step, norm in enumerate(norms, 1) if norm is None] == [3, 4, 7]
+    assert '2 of 3 steps skipped' in capsys.readouterr().out
+    assert all(value.isfinite().all() for value in weights(home / 'out/tiny').values())
+
+
+def test_a_batch_without_targets_has_no_nan(home):
+    model = GPT(options_of('--vocab_size=40'))
+    loss = model(torch.zeros(2, 4, dtype=torch.int64), torch.full((2, 4), -1))
+    loss.backward()
+    assert loss == 0 and all(p.grad.isfinite().all() for p in model.parameters())
+
+
+# --- nothing lost --------------------------------------------------------------------------------
+
+def test_a_live_run_keeps_its_folder(home):
+    train.main([*TINY, '--max_steps=1', '--out_dir=run'])
+    before = (home / 'run/ckpt.pt').read_bytes()
+    with cli.locked(home / 'run'):
+        for more in ([], ['--resume=True', '--max_steps=3']):
+            with pytest.raises(UserError, match=f'run is in use by process {os.getpid()}'):
+                train.main([*TINY, '--max_steps=1', '--out_dir=run', *more])
+    assert (home / 'run/ckpt.pt').read_bytes() == before
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_broken_one(home, capsys):
+    argv = [*TINY, '--out_dir=run', '--eval_interval=2']
+    train.main([*argv, '--max_steps=6'])
+    whole = weights(home / 'run')
+    (home / 'run/ckpt.pt').write_bytes(b'cut short')
+    train.main([*argv, '--max_steps=6', '--resume=True'])
+    printed = capsys.readouterr().out
+    assert 'ckpt.prev.pt is taken' in printed and 'going on from step 4' in printed
+    assert equal(weights(home / 'run'), whole)
+    assert [r['step'] for r in read_log(home / 'run')] == list(range(1, 7))
+
+
+@pytest.mark.parametrize('failing, ended', [((1, 2), True), ((5, 6), False)])
+def test_a_run_outlives_saves_that_fail_but_does_not_hide_the_last(
+        home, monkeypatch, capsys, failing, ended):
+    save, calls = torch.save, iter(range(1, 100))
+
+    def full(state, file):
+        if next(calls) in failing:
+            raise RuntimeError('No space left on device')
+        save(state, file)
+    monkeypatch.setattr(torch, 'save', full)
+    monkeypatch.setattr(train, 'validate', lambda *rest: (next(losses), None))
+    losses = iter((3.0, 2.0, 1.0))  # each evaluation writes best.pt and ckpt.pt
+    with contextlib.nullcontext() if ended else pytest.raises(UserError, match='last checkpoint'):
+        assert train.main([*TINY, '--max_steps=6', '--eval_interval=2']) == 0
+    assert capsys.readouterr().out.count('No space left') == 2
+    assert torch.load('out/tiny/ckpt.pt', weights_only=True)['step'] == (6 if ended else 4)
+
+
+def test_other_data_under_the_same_name_does_not_go_on(home):
+    train.main([*TINY, '--max_steps=2'])
+    text = (home / 'tiny.txt').read_text(encoding='utf-8')
+    (home / 'tiny.txt').write_text(text.replace('quick', 'kicuq'), encoding='utf-8')
+    prepare.main(['--input=tiny.txt', '--tokenizer=char', '--name=tiny'])
+    with pytest.raises(UserError, match='the train split of tiny is not the one'):
+        train.main([*TINY, '--max_steps=4', '--resume=True'])
+
+
+def test_checkpoints_are_saved_by_the_clock_too(home, monkeypatch):
+    saved, clock = [], iter(range(10 ** 6))
+    monkeypatch.setattr(train, 'seconds_since', lambda run: next(clock))
+    monkeypatch.setattr(train, 'save_run', lambda run, best: saved.append(run.progress.step))
+    train.main([*TINY, '--max_steps=60', '--eval_interval=1000', '--save_minutes=1'])
+    assert len(saved) > 2 and saved[-1] == 60
+    assert all(15 < later - step < 31 for step, later in zip(saved, saved[1:-1], strict=False))
+
+
+def test_a_signal_ends_an_evaluation_which_is_made_when_the_run_goes_on(home, monkeypatch):
+    argv = [*TINY, '--eval_interval=4', '--max_steps=8', '--log_interval=2']
+    train.main([*argv, '--out_dir=whole'])
+    batches = train.validation_batches
+
+    def interrupted(*sizes):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return batches(*sizes)
+    monkeypatch.setattr(train, 'validation_batches', interrupted)
+    assert train.main([*argv, '--out_dir=parts']) == 128 + signal.SIGTERM
+    assert torch.load('parts/ckpt.pt', weights_only=True)['step'] == 4
+    monkeypatch.setattr(train, 'validation_batches', batches)
+    assert train.main([*argv, '--out_dir=parts', '--resume=True']) == 0
+    whole, parts = ([{name: record.get(name) for name in ('step', 'train_loss', 'val_loss')}
+                     for record in read_log(home / name)] for name in ('whole', 'parts'))
+    assert whole == parts
+    assert (home / 'whole/samples.txt').read_bytes() == (home / 'parts/samples.txt').read_bytes()
+
+
+def test_a_data_set_given_as_a_path_has_its_run_in_out(home):
+    train.main([*TINY, f'--dataset={home}/data/tiny', '--max_steps=1'])
+    assert (home / 'out/tiny/ckpt.pt').exists() and not (home / 'data/tiny/ckpt.pt').exists()
+
+
+def test_an_empty_out_dir_is_refused(home):
+    with pytest.raises(UserError, match="--out_dir must be a path or None, not ''"):
+        train.main([*TINY, '--max_steps=1', '--out_dir='])
+
+
+def test_special_tokens_have_no_bytes_of_the_text(home):
+    texts = [f'document {i} has bytes'[:20] + '\n' for i in range(120)]
+    (home / 'texts.jsonl').write_text(''.join(json.dumps({'text': t}) + '\n' for t in texts))
+    prepare.main(['--input=texts.jsonl', '--tokenizer=bpe:300', '--name=pieces'])
+    _, val, meta = open_corpus('pieces')
+    tokenizer = Tokenizer(meta['tokenizer'])
+    lengths = torch.tensor(tokenizer.text_lengths)
+    model = GPT(options_of(f'--vocab_size={tokenizer.vocab_size}'))
+    nats, bits = train.validate(model, val, CPU, None, lengths)
+    ids = val.read(0, len(val))
+    text_bytes = sum(len(tokenizer.token_bytes[i]) for i in ids[1:] if i != tokenizer.start)
+    assert tokenizer.start in ids[1:]
+    assert bits == pytest.approx(nats * (len(val) - 1) / math.log(2) / text_bytes)
+
+
+def test_a_limited_vocabulary_of_characters_has_no_bits_where_one_is_unknown(home):
+    prepare.main(['--input=tiny.txt', '--tokenizer=char', '--max_vocab=20', '--name=few'])
+    train.main([*TINY, '--dataset=few', '--max_steps=1'])
+    assert read_log(home / 'out/few')[-1]['bits_per_byte'] is None
+
+
 # --- what is kept --------------------------------------------------------------------------------
 
 def test_all_groups_follow_the_schedule_from_peaks_of_their_own(home):
@@ -672,6 +818,37 @@ def test_two_processes_train_what_one_does(prepared, checkout, more):
 TWO = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
 
 
+def test_a_run_whose_reader_is_gone_stops_with_a_checkpoint(prepared, checkout):
+    process = prepared('train.py', *TINY, '--max_steps=1e6', '--log_interval=1',
+                       '--eval_interval=1e6', '--out_dir=unread')
+    assert 'step 5 ' in [process.stdout.readline()[:7] for _ in range(6)][-1]
+    process.stdout.close()
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP, process.stderr.read()
+    assert process.stderr.read() == ''
+    assert checkpoint.load(checkout / 'unread/ckpt.pt')['step'] >= 5
+
+
+def test_a_run_with_nohup_goes_on_when_the_terminal_is_gone(prepared, checkout):
+    process = prepared('train.py', *TINY, '--max_steps=300', '--log_interval=1',
+                       '--out_dir=nohup', preexec_fn=lambda: signal.signal(1, signal.SIG_IGN))
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0, process.stderr.read()
+    assert checkpoint.load(checkout / 'nohup/ckpt.pt')['step'] == 300
+
+
+@pytest.mark.parametrize('script', ['train.py', 'sample.py'])
+def test_an_interrupt_while_torch_is_loaded_is_quiet(prepared, script):
+    process = prepared('-X', 'importtime', script, '--out_dir=nowhere')
+    for line in process.stderr:
+        if ' torch.' in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and 'Traceback' not in err, err[-2000:]
+
+
 def test_two_processes_keep_the_same_rates_by_the_clock(prepared, checkout):
     (checkout / 'watched.py').write_text('''
 import os, sys, itertools, torch, train
@@ -709,6 +886,24 @@ def test_what_rank_0_cannot_write_ends_both_with_one_line(prepared, checkout):
     out, err = process.communicate(timeout=120)
     assert process.returncode != 0 and err.count('error: ') == 1 and 'file/run' in err
     assert 'Connection closed' not in err
+
+
+def test_what_one_process_lacks_is_said_by_it_and_what_differs_by_name(prepared, checkout):
+    (checkout / 'differs.py').write_text('''
+import os, pathlib, sys, train, folio.options
+if os.environ['RANK'] == '1' and sys.argv[1] == 'data':
+    folio.options.ROOT = pathlib.Path('/nowhere')
+if os.environ['RANK'] == '1' and sys.argv[1] == 'rate':
+    sys.argv.append('--learning_rate=0.5')
+sys.argv.pop(1)
+train.cli.run(train.main)
+''')
+    for what, message in (('data', f'error: rank 1 ({platform.node()}): no data set or recipe is '),
+                          ('rate', 'differ: learning_rate=0.004 and 0.5')):
+        process = prepared(*TWO, 'differs.py', what, *TINY, '--max_steps=1', '--out_dir=differs')
+        out, err = process.communicate(timeout=120)
+        assert process.returncode != 0 and err.count('error: ') == 1 and message in err, err
+    assert not (checkout / 'differs').exists()
 
 
 def test_an_error_of_all_processes_is_printed_once(prepared):

@@ -63,6 +63,52 @@ def test_a_folder_gives_its_best_model_or_else_its_last(tmp_path):
         checkpoint.load(tmp_path / 'nowhere')
 
 
+def test_the_checkpoint_before_is_kept_and_taken_where_the_newest_is_broken(tmp_path, capsys):
+    state = {'model': {}, 'config': {}, 'tokenizer': None}
+    for step in (1, 2, 3):
+        checkpoint.save(state | {'step': step}, tmp_path / 'ckpt.pt')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['ckpt.prev.pt', 'ckpt.pt']
+    (tmp_path / 'ckpt.pt').write_bytes(b'half')
+    assert checkpoint.load(tmp_path)['step'] == 2
+    assert 'ckpt.prev.pt is taken in its place' in capsys.readouterr().out
+    (tmp_path / 'ckpt.pt').unlink()  # as between the two renames of a save
+    assert checkpoint.load(tmp_path)['step'] == 2 and capsys.readouterr().out == ''
+
+
+def test_what_is_written_in_the_background_is_what_there_was_when_it_was_saved(tmp_path):
+    weight, writer = torch.zeros(3), checkpoint.Writer()
+    state = {'model': {'a': weight, 'tied': weight}, 'moments': [{'of': weight[:2]}]}
+    writer.save({tmp_path / 'ckpt.pt': state}, lambda: (tmp_path / 'after').touch())
+    weight += 1
+    writer.wait()
+    saved = torch.load(tmp_path / 'ckpt.pt', weights_only=True)
+    assert saved['model']['a'].tolist() == [0, 0, 0]
+    assert saved['moments'][0]['of'].tolist() == [0, 0]
+    assert saved['model']['a'].data_ptr() == saved['model']['tied'].data_ptr()
+    assert (tmp_path / 'after').exists() and not writer.failed
+
+
+def test_a_folder_that_vanished_is_made_again_and_one_that_cannot_be_is_said(tmp_path, capsys):
+    writer = checkpoint.Writer()
+    for folder, failed in (('gone', False), ('file/run', True), ('here', False)):
+        (tmp_path / 'file').touch()
+        writer.save({tmp_path / folder / 'ckpt.pt': {'step': 1}}, lambda: None)
+        writer.wait()
+        assert writer.failed == failed
+    assert capsys.readouterr().out.startswith('error: ')
+
+
+def test_a_damaged_checkpoint_is_one_line():
+    with pytest.raises(UserError, match="a.pt is damaged, or was not made by folio: KeyError: 'x'"):
+        with checkpoint.damaged('a.pt'):
+            {}['x']
+
+
+def test_the_versions_of_what_made_a_checkpoint_are_plain_text():
+    versions = checkpoint.versions()
+    assert type(versions['torch']) is str and versions['python'].startswith('3.')
+
+
 @dataclass
 class Options:
     size: int = 1
@@ -89,6 +135,39 @@ def test_a_data_set_of_another_vocabulary_is_refused():
         check_vocabulary('tiny', meta, {'kind': 'byte'}, 256)
     with pytest.raises(UserError, match='vocab_size=2 is below the 3 of tiny'):
         check_vocabulary('tiny', meta, chars, 2)
+
+
+def test_other_data_than_the_run_was_trained_on_is_refused():
+    ours = {'train': [10, 'a'], 'val': [5, 'b']}
+    checkpoint.check_data('tiny', ours, ours)
+    checkpoint.check_data('tiny', None, ours)  # an older checkpoint
+    with pytest.raises(UserError, match='the val split of tiny is not the one .*5 tokens then, 5'):
+        checkpoint.check_data('tiny', ours, {'train': [10, 'a'], 'val': [5, 'c']})
+
+
+def test_a_link_stays_and_what_it_leads_to_is_moved(tmp_path):
+    (tmp_path / 'big').mkdir()
+    (tmp_path / 'big/log.jsonl').touch()
+    (tmp_path / 'run').symlink_to('big')
+    move_old_run(tmp_path / 'run')
+    assert (tmp_path / 'big.1/log.jsonl').exists() and (tmp_path / 'run').is_symlink()
+
+
+def test_where_the_user_is_the_files_move_into_a_folder_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'log.jsonl').touch()
+    move_old_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f'{tmp_path.name}.1']
+    assert (tmp_path / f'{tmp_path.name}.1' / 'log.jsonl').exists()
+
+
+def test_a_converted_model_is_not_put_away(tmp_path):
+    state = {'model': {}, 'config': {'dataset': None}, 'tokenizer': None}
+    checkpoint.save(state, tmp_path / 'ckpt.pt')
+    with pytest.raises(UserError, match='no run made; name another out_dir'):
+        checkpoint.check_not_converted(tmp_path)
+    (tmp_path / 'log.jsonl').touch()
+    checkpoint.check_not_converted(tmp_path)
 
 
 def test_an_old_run_gets_the_first_free_number(tmp_path, capsys):

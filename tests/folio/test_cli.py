@@ -1,10 +1,16 @@
 """How a script starts, ends and shows progress."""
 
+import errno
+import io
 import os
 import platform
+import signal
+import subprocess
 import sys
 
+import filelock
 import pytest
+from conftest import REPOSITORY
 
 from folio import cli
 from folio.cli import UserError, first_line, progress_bar, short
@@ -67,3 +73,54 @@ def test_a_watched_bar_that_cannot_be_is_said(monkeypatch, capsys):
         bar.update(2)
         assert bar.n == 2
     assert 'pip install tqdm' in capsys.readouterr().out
+
+
+# --- locks, and a lost reader --------------------------------------------------------------------
+
+def test_a_folder_that_is_locked_is_refused_with_the_name_of_who_holds_it(tmp_path):
+    script = 'import sys, time, pathlib; from folio.cli import locked\n' \
+             'with locked(pathlib.Path(sys.argv[1])): print(1, flush=True); time.sleep(60)'
+    holder = subprocess.Popen([sys.executable, '-c', script, tmp_path / 'run'], cwd=REPOSITORY,
+                              stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    with pytest.raises(UserError, match=f'in use by process {holder.pid} on {platform.node()}'):
+        with cli.locked(tmp_path / 'run'):
+            pass
+    holder.kill()
+    holder.wait()
+    with cli.locked(tmp_path / 'run'), cli.locked(tmp_path / 'other'):
+        pass  # one that died is no obstacle
+
+
+def test_where_there_are_no_locks_that_is_said(tmp_path, monkeypatch, capsys):
+    def acquire(self, timeout):
+        raise OSError(37, 'No locks available')
+    monkeypatch.setattr(filelock.FileLock, 'acquire', acquire)
+    with cli.locked(tmp_path / 'run'):
+        assert "can't be locked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('number, heard', [(errno.EPIPE, 1), (errno.EIO, 1), (errno.ENOSPC, 0)])
+def test_a_stream_outlives_its_reader_and_a_full_disk(tmp_path, number, heard):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise OSError(number, 'broken')
+
+        def fileno(self):
+            return file.fileno()
+    signals = []
+    before = signal.signal(signal.SIGHUP, lambda *rest: signals.append(rest))
+    try:
+        with open(tmp_path / 'out', 'w') as file:
+            cli.LastingStream(Broken()).write('text')
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(signals) == heard
+
+
+def test_output_that_is_closed_from_the_start_takes_everything(monkeypatch):
+    for name in ('stdout', 'stderr'):
+        monkeypatch.setattr(sys, name, None)
+    with cli.lasting_output():
+        print('text')
+        assert not cli.is_watched()

@@ -1,5 +1,8 @@
 """Log, samples, curve and trackers."""
 
+import io
+import json
+import shutil
 import sys
 
 import pytest
@@ -60,6 +63,77 @@ def test_without_matplotlib_there_is_no_picture_and_no_error(tmp_path, monkeypat
     journal.tell_end(tmp_path, 3, 1.5, 'a signal')
     printed = capsys.readouterr().out
     assert 'pip install matplotlib' in printed and 'stopped by a signal after step 3' in printed
+
+
+@pytest.mark.parametrize('file', ['log.jsonl', 'samples.txt'])
+def test_what_cannot_be_written_is_said_once_and_comes_with_the_next(tmp_path, capsys, file):
+    kept = journal.Journal(tmp_path / 'run', Plain, 0)
+    shutil.rmtree(tmp_path / 'run')
+    (tmp_path / 'run').touch()  # no folder can be made here
+    for record in RECORDS[:2]:
+        kept.log([record])
+        kept.sample(record['step'], 'text')
+    assert capsys.readouterr().out.count(f'{file} failed, training goes on') == 1
+    (tmp_path / 'run').unlink()
+    kept.log(RECORDS[2:])
+    kept.sample(3, 'text')
+    assert journal.read_log(tmp_path / 'run') == RECORDS
+    assert (tmp_path / 'run/samples.txt').read_text().count('text') == 3
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
+    (tmp_path / 'log').write_text('first\n')
+
+    class Full(io.FileIO):
+        def write(self, data):
+            super().write(data[:3])
+            raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(journal, 'open', lambda path, *rest, **more: Full(path, 'a'), raising=False)
+    with pytest.raises(OSError, match='No space'):
+        journal.append(tmp_path / 'log', 'second\n')
+    assert (tmp_path / 'log').read_text() == 'first\n'
+
+
+def test_a_tracker_or_a_picture_that_fails_is_said_once_and_nothing_else(
+        tmp_path, monkeypatch, capsys):
+    class Dead:
+        def log(self, record, step):
+            raise ConnectionError('Connection lost')
+    kept = journal.Journal(tmp_path, Plain, 0)
+    kept.tracker = Dead()
+    monkeypatch.setenv('MPLBACKEND', 'module://not_there')
+    monkeypatch.setattr(journal, 'save_picture', lambda *rest: 1 / 0)
+    for record in RECORDS:
+        kept.log([record])
+        kept.draw()
+    printed = capsys.readouterr().out
+    assert printed.count('wandb failed, training goes on: Connection lost') == 1
+    assert printed.count('loss.png failed, training goes on: division by zero') == 1
+    assert journal.read_log(tmp_path) == RECORDS
+
+
+def test_of_a_long_log_a_curve_reads_a_part_and_every_evaluation(tmp_path):
+    with open(tmp_path / 'log.jsonl', 'w') as file:
+        for step in range(1, 20001):
+            more = {'val_loss': 1.0} if step % 4001 == 0 else {}
+            file.write(json.dumps(RECORDS[0] | {'step': step, 'text': 'x' * 150} | more) + '\n')
+    records = journal.read_log(tmp_path, 1000)
+    assert 900 < len(records) < 1100
+    assert [r['step'] for r in records if 'val_loss' in r] == [4001, 8002, 12003, 16004]
+
+
+def test_an_evaluation_that_was_owed_joins_its_step(tmp_path):
+    kept = journal.Journal(tmp_path, Plain, 0)
+    kept.log(RECORDS)
+    kept.log([{'step': 3, 'tokens': 30, 'val_loss': 2.5}])
+    assert journal.read_log(tmp_path) == RECORDS[:2] + [RECORDS[2] | {'val_loss': 2.5}]
+
+
+def test_steps_that_were_skipped_are_gaps_in_the_curve(tmp_path):
+    kept = journal.Journal(tmp_path, Plain, 0)
+    kept.log([RECORDS[0], RECORDS[1] | {'train_loss': None}, RECORDS[2]])
+    kept.draw()
+    assert (tmp_path / 'loss.png').exists() and not kept.failing
 
 
 # --- Weights & Biases ----------------------------------------------------------------------------

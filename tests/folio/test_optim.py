@@ -134,3 +134,27 @@ def test_muon_moves_every_direction_by_the_same_length():
     p = torch.zeros(16, 16)
     take_steps([p], [[torch.randn(16, 16, generator=torch.Generator().manual_seed(0))]])
     assert 0.06 < torch.linalg.svdvals(p)[:-2].min() and torch.linalg.svdvals(p).max() < 0.13
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+def test_a_step_without_a_finite_gradient_changes_nothing_and_the_next_one_does(optimizer):
+    torch.manual_seed(0)
+    options = TrainConfig(**SMALL, optimizer=optimizer)
+    model = GPT(options)
+    optimizers = make_optimizers(model, options, torch.float32)
+
+    def step(found_inf, gradient):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, gradient)
+        for one in optimizers:
+            one.found_inf = torch.tensor(found_inf)
+            one.step()
+        states = [one.state_dict()['state'] for one in optimizers]
+        return copy.deepcopy([list(model.parameters()), states])
+
+    first, skipped, second = step(0.0, 0.1), step(1.0, float('nan')), step(0.0, 0.1)
+    for one, other in zip(first[0], skipped[0], strict=True):
+        assert torch.equal(one, other)
+    assert str(first[1]) == str(skipped[1])  # moments and counts of steps
+    assert not any(torch.equal(one, other) for one, other in zip(first[0], second[0], strict=True))
+    assert all(p.isfinite().all() for p in second[0])
