@@ -96,7 +96,7 @@ class Run:
     tokenizer: Tokenizer | None
     train_tokens: Tokens
     val_tokens: Tokens
-    progress: Progress
+    progress: Progress = field(default_factory=Progress)
     resumed: bool = False
     versions: dict = field(default_factory=checkpoint.versions)
     journal: Journal | None = None  # on rank 0
@@ -106,6 +106,8 @@ class Run:
     pending: list = field(default_factory=list)  # records of the steps since the last report
     records: list = field(default_factory=list)  # those that are yet to be logged
     reported: tuple = (0.0, 0)  # the seconds and sequences of the last report
+    first_step: int = 0  # where it started or went on
+    saved: float = 0.0  # the seconds of the last checkpoint
     bad_steps: int = 0  # steps in a row whose loss or gradient was not finite
 
 
@@ -131,22 +133,16 @@ def set_up(argv, machine):
     machine.choose(options, options.compile)
     train_tokens, val_tokens, meta = open_corpus(options.dataset)
     check_sizes(options, train_tokens, val_tokens, machine.world)
-    saved_spec = state['tokenizer'] if state else None
-    vocab_size = options.vocab_size or meta['vocab_size']
-    checkpoint.check_vocabulary(options.dataset, meta, saved_spec, vocab_size)
+    options, spec = fit_to_data(options, state, meta)
+    model = make_model(options, state).to(machine.device)
+    optimizers = make_optimizers(model, options, machine.dtype)
+    scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
+    run = Run(options, machine, folder_of(options), model, optimizers, scaler,
+              Tokenizer(spec) if spec else None, train_tokens, val_tokens)
     if resumed:
-        checkpoint.check_data(options.dataset, state.get('data'),
-                              fingerprints(train_tokens, val_tokens))
-    try:
-        options = dataclasses.replace(options, vocab_size=vocab_size).resolved()
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    with checkpoint.damaged('the checkpoint'):
-        model = make_model(options, state).to(machine.device)
-        optimizers, scaler, progress = make_rest(model, options, machine, state, resumed)
-    spec = meta['tokenizer'] or saved_spec
-    return Run(options, machine, folder_of(options), model, optimizers, scaler,
-               Tokenizer(spec) if spec else None, train_tokens, val_tokens, progress, resumed)
+        restore(run, state)
+    return run
 
 
 def starting_point(options, given):
@@ -197,44 +193,56 @@ def check_sizes(options, train_tokens, val_tokens, world):
                         f'x {micro} (micro_batch_size)')
 
 
+def fit_to_data(options, state, meta):
+    """(options with all that is derived, the tokenizer's dict or None) for a data set with this
+    meta.json and the checkpoint `state`, if any; UserError where they don't fit."""
+    saved_spec = state['tokenizer'] if state else None
+    vocab_size = options.vocab_size or meta['vocab_size']
+    checkpoint.check_vocabulary(options.dataset, meta, saved_spec, vocab_size)
+    try:
+        options = dataclasses.replace(options, vocab_size=vocab_size).resolved()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return options, meta['tokenizer'] or saved_spec
+
+
 def make_model(options, state):
     """The model of resolved options on the CPU, with the weights of the checkpoint `state`, if
     any; a learned position table may be longer there."""
     torch.manual_seed(options.seed)
     model = GPT(options)
     if state:
-        weights = dict(state['model'])
-        if 'wpe.weight' in weights:
-            weights['wpe.weight'] = weights['wpe.weight'][:options.block_size]
-        model.load_state_dict(weights)
+        with checkpoint.damaged('the checkpoint'):
+            weights = dict(state['model'])
+            if 'wpe.weight' in weights:
+                weights['wpe.weight'] = weights['wpe.weight'][:options.block_size]
+            model.load_state_dict(weights)
     return model
 
 
-def make_rest(model, options, machine, state, resumed):
-    """(optimizers, scaler, Progress) of a new run, or of one that is resumed from `state`."""
-    optimizers = make_optimizers(model, options, machine.dtype)
-    scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
-    scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
-    if not resumed:
-        return optimizers, scaler, Progress()
-    load_states(optimizers, state['optimizers'])
-    if state['scaler'] and scaler.is_enabled():  # another dtype may have one or none
-        scaler.load_state_dict(state['scaler'])
-    saved = {'evaluated': state['step'], 'tracker': state.get('wandb')} | state  # of older files
-    return optimizers, scaler, Progress(**{field.name: saved[field.name]
-                                           for field in dataclasses.fields(Progress)})
+def restore(run, state):
+    """Take the moments and the progress of a checkpoint; UserError if its data was another."""
+    checkpoint.check_data(run.options.dataset, state.get('data'), fingerprints(run))
+    with checkpoint.damaged('the checkpoint'):
+        load_states(run.optimizers, state['optimizers'])
+        if state['scaler'] and run.scaler.is_enabled():  # another dtype may have one or none
+            run.scaler.load_state_dict(state['scaler'])
+        saved = {'evaluated': state['step'], 'tracker': state.get('wandb')} | state  # older files
+        names = [field.name for field in dataclasses.fields(Progress)]
+        run.progress = Progress(**{name: saved[name] for name in names})
+    run.resumed = True
 
 
-def fingerprints(train_tokens, val_tokens):
+def fingerprints(run):
     """What tells the data of a run from others, {split: [tokens, hash]}."""
-    return {'train': train_tokens.fingerprint(), 'val': val_tokens.fingerprint()}
+    return {'train': run.train_tokens.fingerprint(), 'val': run.val_tokens.fingerprint()}
 
 
 def check_same_on_ranks(run):
     """UserError unless all processes train the same, on the same data, from the same step."""
     facts = {name: value for name, value in vars(run.options).items()
              if name not in ('device', 'out_dir')}
-    facts |= fingerprints(run.train_tokens, run.val_tokens)
+    facts |= fingerprints(run)
     facts |= {'step': run.progress.step, 'number format': str(run.machine.dtype),
               'compiled': run.machine.compiled, 'torch': torch.__version__}
     run.machine.check_same(facts)
@@ -542,30 +550,23 @@ def start(run):
 
 
 def training_loop(run):
-    """Train until the run is done (returns 0) or a signal comes (returns its number)."""
+    """Train until the run is done (returns 0) or a signal to stop comes (returns its number)."""
     options, progress = run.options, run.progress
-    runner, first_step, saved = distribute(run.model, run.machine), progress.step, progress.seconds
+    runner = distribute(run.model, run.machine)
+    run.first_step, run.saved = progress.step, progress.seconds
     run.begin = time.perf_counter() - progress.seconds
     run.reported = (progress.seconds, progress.sequences)
     with open_bar(run) as bar:
         while True:
             stopped_by, asked = agree(run)
-            done = is_done(options, progress)
-            evaluating = not stopped_by and (done or is_due(progress, options.eval_interval))
-            late = progress.seconds - saved >= 60 * options.save_minutes
-            saving = evaluating or done or stopped_by or asked or late
-            if saving or is_logged(progress.step, first_step, options):
-                if not log_and_save(run, bar, evaluating, saving):
-                    continue  # with the signal that came
-                saved = progress.seconds if saving else saved
-            if done or stopped_by:
-                return 0 if done else stopped_by
-            factor = rate_factor(options, progress)
-            for group in param_groups(run.optimizers):
-                group['lr'] = group['peak_lr'] * factor
+            if not log_and_save(run, bar, stopped_by, asked):
+                continue  # with the signal that came meanwhile
+            if stopped_by or is_done(options, progress):
+                return stopped_by
+            set_rates(run.optimizers, rate_factor(options, progress))
             values = train_step(runner, run.optimizers, run.scaler, run.train_tokens, options,
                                 run.machine, progress)
-            record_step(run, options.learning_rate * factor, values)
+            record_step(run, values)
 
 
 def open_bar(run):
@@ -583,27 +584,27 @@ def agree(run):
     return int(stop), bool(asked)
 
 
-def is_due(progress, interval):
-    """Whether it is time for an evaluation."""
-    return progress.step % interval == 0 and progress.step > progress.evaluated
+def set_rates(optimizers, factor):
+    """Set the learning rates, a share of their peaks."""
+    for group in param_groups(optimizers):
+        group['lr'] = group['peak_lr'] * factor
 
 
-def is_logged(step, first_step, options):
-    """Whether a line of progress is due; the first step has one."""
-    return step % options.log_interval == 0 or step == first_step + 1
-
-
-def record_step(run, lr, values):
+def record_step(run, values):
     """Count a step, whose loss and gradient norm `values` are still on the device."""
     run.progress.sequences += sequences_in_step(run.options, run.progress.sequences)
     run.progress.step += 1
-    run.pending.append({'step': run.progress.step, 'tokens': tokens_seen(run), 'lr': lr,
-                        'values': values, 'seconds': seconds_since(run)})
+    run.pending.append({'step': run.progress.step, 'tokens': tokens_seen(run),
+                        'lr': param_groups(run.optimizers)[0]['lr'], 'values': values,
+                        'seconds': seconds_since(run)})
 
 
-def log_and_save(run, bar, evaluating, saving):
-    """Log the steps since the last time; evaluate and save, if it is time for that. Returns whether
-    all of it was done: not if a signal to stop came during the evaluation."""
+def log_and_save(run, bar, stopped_by, asked):
+    """Log, evaluate and save, as far as it is time for that. Returns whether all of it was done:
+    not if a signal to stop came during the evaluation."""
+    logging, evaluating, saving = what_is_due(run, stopped_by, asked)
+    if not logging:
+        return True
     collect(run, bar)
     best = evaluating and evaluate_run(run, bar.write)
     if best is None:
@@ -611,10 +612,22 @@ def log_and_save(run, bar, evaluating, saving):
     if run.journal:
         run.journal.log(run.records)
     refuse_bad_steps(run, bar.write)
-    if saving and run.journal:
+    if saving:
         save_run(run, best)
     run.records, run.reported = [], (seconds_since(run), run.progress.sequences)
     return True
+
+
+def what_is_due(run, stopped_by, asked):
+    """Whether it is time (to log, to evaluate, to save); the run's first step has a line, too."""
+    options, progress = run.options, run.progress
+    done = is_done(options, progress)
+    evaluating = (progress.step > progress.evaluated and not stopped_by
+                  and (done or progress.step % options.eval_interval == 0))
+    late = progress.seconds - run.saved >= 60 * options.save_minutes
+    saving = bool(evaluating or done or stopped_by or asked or late)
+    first = progress.step == run.first_step + 1
+    return saving or first or progress.step % options.log_interval == 0, evaluating, saving
 
 
 def collect(run, bar):
@@ -660,14 +673,17 @@ def refuse_bad_steps(run, say):
 
 
 def save_run(run, best):
-    """Write ckpt.pt, and if it is the best so far the model alone as best.pt, then draw loss.png,
-    in the background."""
+    """Have rank 0 write ckpt.pt, and if it is the best so far the model alone as best.pt, then draw
+    loss.png, in the background."""
+    run.saved = run.progress.seconds
+    if run.journal is None:
+        return
     best_state = {'model': run.model.state_dict(), **vars(run.progress),
                   'seconds': seconds_since(run),  # with this evaluation
                   'config': dataclasses.asdict(run.options),
                   'tokenizer': run.tokenizer.spec if run.tokenizer else None,
                   'versions': run.versions,
-                  'data': fingerprints(run.train_tokens, run.val_tokens)}
+                  'data': fingerprints(run)}
     state = best_state | {'optimizers': [optimizer.state_dict() for optimizer in run.optimizers],
                           'scaler': run.scaler.state_dict()}
     states = {run.folder / 'best.pt': best_state} if best else {}

@@ -10,6 +10,7 @@
 #SBATCH --signal=TERM@180
 #SBATCH --output=%x-%j.log
 set -euo pipefail
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150  # seconds to save in, after SIGTERM
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" \
     --rdzv_id="$SLURM_JOB_ID" --rdzv_backend=c10d --rdzv_endpoint="${nodes%%$'\n'*}:29500" \

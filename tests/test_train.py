@@ -598,7 +598,8 @@ def test_other_data_under_the_same_name_does_not_go_on(home):
 def test_checkpoints_are_saved_by_the_clock_too(home, monkeypatch):
     saved, clock = [], iter(range(10 ** 6))
     monkeypatch.setattr(train, 'seconds_since', lambda run: next(clock))
-    monkeypatch.setattr(train, 'save_run', lambda run, best: saved.append(run.progress.step))
+    monkeypatch.setattr(checkpoint.Writer, 'save', lambda self, states, afterwards: saved.append(
+        [state['step'] for state in states.values()][-1]))
     train.main([*TINY, '--max_steps=60', '--eval_interval=1000', '--save_minutes=1'])
     assert len(saved) > 2 and saved[-1] == 60
     assert all(15 < later - step < 31 for step, later in zip(saved, saved[1:-1], strict=False))
