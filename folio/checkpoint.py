@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import folio.options
-from folio.cli import UserError, first_line
+from folio.cli import UserError, first_line, short
 from folio.options import find
 from folio.tokenizer import name_of, same_tokenizer
 
@@ -255,7 +255,7 @@ def move_old_run(folder):
             path.rename(moved / path.name)
     else:
         moved = folder.rename(first_free(folder))
-    print(f'the run that was in {folder} is now {moved}')
+    print(f'the run that was in {short(folder)} is now {short(moved)}')
 
 
 def first_free(path):
