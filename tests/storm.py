@@ -60,7 +60,7 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name='__main__')
 '''
 COUNTED = '''
-import json, os, sys, threading, train
+import json, os, sys, folio.journal, train
 
 def counting(*arguments, step=train.train_step):
     progress, total = arguments[-1], arguments[-3].max_steps
@@ -73,6 +73,7 @@ def counting(*arguments, step=train.train_step):
     return step(*arguments)
 
 train.train_step = counting
+folio.journal.CURVE = 500  # points, so that the curve grows no more after a quarter
 train.main(sys.argv[1:])
 '''
 COMMON = [*TINY, '--dropout=0.1', '--eval_tokens=200', '--resume=True']
@@ -327,8 +328,8 @@ def leaks(folder, steps):
     the end)}: memory by 5 MB, or open files or threads at all. Saves go on all the time."""
     prepare_folder(folder)
     (folder / 'matplotlib.py').unlink()
-    argv = [*TINY, f'--max_steps={steps}', '--eval_tokens=20', f'--eval_interval={steps // 100}',
-            '--save_minutes=0.02', '--log_interval=5']
+    argv = [*TINY, '--n_layer=1', f'--max_steps={steps}', f'--eval_interval={steps // 20}',
+            '--eval_tokens=20', '--save_minutes=0.02', '--log_interval=5']
     process = start(folder, ['counted.py', *argv])
     assert process.wait() == 0, process.output.read_text()
     counts = [json.loads(line) for line in process.output.read_text().splitlines()
