@@ -9,6 +9,7 @@ Weights & Biases gets the log's numbers too, if the options name a project there
 
 import contextlib
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -57,6 +58,7 @@ class Journal:
     def draw(self):
         """Draw loss.png, if there is matplotlib."""
         self.attempt('loss.png', plot_losses, self.folder)
+        gc.collect()  # figures are in reference cycles, and Python itself may not look for hours
 
     def attempt(self, what, work, *arguments):
         """Call work; returns whether it succeeded. Of failures one after another the first is
@@ -117,7 +119,8 @@ def cut_log(path, step):
 def cut_samples(path, step):
     """Leave out of a file of samples what came after `step` steps."""
     if path.exists():
-        parts = re.split(r'(?m)^step (\d+)\n', path.read_bytes().decode(errors='replace'))
+        whole = path.read_bytes().rpartition(b'\n')[0] + b'\n'  # without a line that was cut short
+        parts = re.split(r'(?m)^step (\d+)\n', whole.decode(errors='replace'))
         kept = [f'step {number}\n{text}' for number, text
                 in zip(parts[1::2], parts[2::2], strict=True) if int(number) <= step]
         path.with_suffix('.tmp').write_bytes(''.join(kept).encode())

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,14 +38,31 @@ def without_made_files(folder, names):
     return prepared + ['__pycache__']
 
 
-@pytest.fixture(scope='session')
-def checkout(tmp_path_factory):
-    """A copy of the scripts, to be run as a user runs them."""
-    folder = tmp_path_factory.mktemp('folio')
+def copy_scripts(folder):
+    """Put a copy of the scripts and the text tiny.txt into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     for path in REPOSITORY.glob('*.py'):
         shutil.copy(path, folder)
     for name in ('folio', 'tools', 'config', 'data', 'docs'):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=without_made_files)
     (folder / 'tiny.txt').write_text(TEXT, encoding='utf-8')
+
+
+@pytest.fixture(scope='session')
+def checkout(tmp_path_factory):
+    """A copy of the scripts, to be run as a user runs them."""
+    folder = tmp_path_factory.mktemp('folio')
+    copy_scripts(folder)
     return folder
 
+
+@pytest.fixture(scope='session')
+def prepared(checkout):
+    """The copied scripts with the tiny corpus: a function that starts one of them."""
+    def start(script, *argv, **options):
+        return subprocess.Popen([sys.executable, script, *argv], cwd=checkout, text=True,
+                                env=ENVIRONMENT, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, **options)
+    process = start('prepare.py', '--input=tiny.txt', '--tokenizer=char', '--name=tiny')
+    assert process.wait() == 0, process.stderr.read()
+    return start

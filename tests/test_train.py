@@ -10,14 +10,12 @@ import platform
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, REPOSITORY, TINY
+from conftest import REPOSITORY, TINY
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -739,18 +737,6 @@ def test_the_default_shape_trains_with_the_real_compiler(home, capsys):
 
 
 # --- as processes --------------------------------------------------------------------------------
-
-@pytest.fixture(scope='module')
-def prepared(checkout, tmp_path_factory):
-    """The copied scripts with the tiny corpus: a function that starts one of them."""
-    def start(script, *argv, **options):
-        return subprocess.Popen([sys.executable, script, *argv], cwd=checkout, text=True,
-                                env=ENVIRONMENT, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, **options)
-    process = start('prepare.py', '--input=tiny.txt', '--tokenizer=char', '--name=tiny')
-    assert process.wait() == 0, process.stderr.read()
-    return start
-
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_after_the_step_and_the_run_goes_on_exactly(prepared, checkout, number):

@@ -1,5 +1,6 @@
 """Log, samples, curve and trackers."""
 
+import gc
 import io
 import json
 import shutil
@@ -34,6 +35,15 @@ def test_a_log_is_cut_at_the_step_where_a_run_goes_on(tmp_path):
     assert (tmp_path / 'samples.txt').read_bytes() == b'step 2\n    step 2\r\n    x\n'
 
 
+@pytest.mark.parametrize('cut', ['st', 'step 20', 'step 20\n    on'])
+def test_a_sample_that_a_crash_cut_short_is_left_out(tmp_path, cut):
+    journal.Journal(tmp_path, Plain, 0).sample(1, '    one')
+    with open(tmp_path / 'samples.txt', 'a') as file:
+        file.write(cut)
+    journal.Journal(tmp_path, Plain, 1)
+    assert (tmp_path / 'samples.txt').read_text() == 'step 1\n    one\n'
+
+
 def test_a_tracker_gets_every_record_with_its_step(tmp_path):
     class Tracker:
         logged = []
@@ -54,6 +64,20 @@ def test_the_curve_is_a_picture_with_the_best_marked(tmp_path):
     assert best['step'] == 2
     kept.draw()
     assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_pictures_of_a_long_run_do_not_pile_up_in_memory(tmp_path):
+    figure = pytest.importorskip('matplotlib.figure').Figure
+    kept = journal.Journal(tmp_path, Plain, 0)
+    kept.log(RECORDS)
+    gc.collect()
+    gc.disable()  # as it seems to be in a large process: the oldest objects are rarely looked at
+    try:
+        for _ in range(3):
+            kept.draw()
+        assert not any(type(item) is figure for item in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_without_matplotlib_there_is_no_picture_and_no_error(tmp_path, monkeypatch, capsys):
