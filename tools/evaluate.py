@@ -9,6 +9,7 @@
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ import torch
 
 import folio.options
 from folio import cli, journal
-from folio.checkpoint import check_vocabulary, load
+from folio.checkpoint import check_vocabulary, damaged, load
 from folio.cli import UserError
 from folio.machine import open_machine
 from folio.options import InPath, OutPath
@@ -89,8 +90,9 @@ def evaluate(options):
     options.dtype = options.dtype or state['config'].get('dtype', 'auto')
     with open_machine(options) as machine:
         machine.choose(options)
-        model = from_checkpoint(state).to(machine.device)
-        tokenizer = Tokenizer(state['tokenizer']) if state['tokenizer'] else None
+        with damaged(options.out_dir):
+            model = from_checkpoint(state).to(machine.device)
+            tokenizer = Tokenizer(state['tokenizer']) if state['tokenizer'] else None
         check_model(options, model, tokenizer)
         print(f'{options.out_dir} (step {state.get("step", 0):,}), '
               f'{count_parameters(model):,} parameters; {machine}', flush=True)
@@ -204,7 +206,7 @@ def compare(options):
               f'{seconds // 60}:{seconds % 60:02} | {numbers["loss"]:.4f} | '
               f'{"" if bits is None else f"{bits:.4f}"} |')
     default = folio.options.ROOT / 'out' / 'compare.png'
-    draw_runs(logs, Path(options.picture or default).expanduser())
+    draw_runs(logs, Path(os.path.expanduser(options.picture or default)))
     return table
 
 
