@@ -117,8 +117,10 @@ def process_group(machine):
     try:
         dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
     except (RuntimeError, ValueError) as error:
-        raise UserError('the processes could not meet at MASTER_ADDR and MASTER_PORT: '
-                        f'{first_line(error)}') from None
+        refusal = UserError('the processes could not meet at MASTER_ADDR and MASTER_PORT: '
+                            f'{first_line(error)}')
+        refusal.any_rank = True  # which is rank 0 may be what is wrong
+        raise refusal from None
     machine.rank, machine.world = dist.get_rank(), dist.get_world_size()
     try:
         yield

@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -58,7 +59,11 @@ def main(argv):
     check_combinations(options, given)
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr if options.json else out):
-        numbers = compare(options) if options.compare else evaluate(options)
+        if options.compare:
+            with damaged(f'a log.jsonl of {", ".join(options.compare)}'):
+                numbers = compare(options)
+        else:
+            numbers = evaluate(options)
     if numbers and options.json:
         print(json.dumps(finite(numbers)))
 
@@ -87,7 +92,7 @@ def finite(value):
 def evaluate(options):
     """Print the numbers of a checkpoint; returns them as a dict, but by rank 0 only."""
     state = load(options.out_dir)
-    options.dtype = options.dtype or state['config'].get('dtype', 'auto')
+    options.dtype = options.dtype or saved_option(state, 'dtype') or 'auto'
     with open_machine(options) as machine:
         machine.choose(options)
         with damaged(options.out_dir):
@@ -106,6 +111,13 @@ def evaluate(options):
         numbers['seconds'] = round(time.perf_counter() - begin, 3)
         print_numbers(numbers)
         return None if machine.rank else numbers
+
+
+def saved_option(state, name):
+    """What the run of a checkpoint had for an option of this script, or None."""
+    field, = (field for field in dataclasses.fields(EvaluateConfig) if field.name == name)
+    return folio.options.checked(f'the {name} of the checkpoint', state['config'].get(name), field,
+                                 typed=False)
 
 
 def check_model(options, model, tokenizer):
@@ -141,7 +153,7 @@ def print_numbers(numbers):
 
 def evaluate_split(options, state, model, tokenizer, machine):
     """The numbers of a data set's split, a dict."""
-    name = options.dataset or state['config'].get('dataset')
+    name = options.dataset or saved_option(state, 'dataset')
     if name is None:
         raise UserError(f'{options.out_dir} was not trained here; name a data set, --dataset=NAME')
     train_tokens, val_tokens, meta = open_corpus(name)
