@@ -50,9 +50,12 @@ class GPTConfig:
         for name in ('block_size', 'vocab_size', 'n_head', 'n_kv_head', 'n_embd'):
             if (getattr(config, name) or 0) < 1:
                 raise ValueError(f'{name} must be >= 1, not {getattr(config, name)}')
-        if not 0 <= config.n_layer <= 4096 or config.n_inner < 0 or not 0 <= config.dropout < 1:
-            raise ValueError(f'n_layer={config.n_layer}, n_inner={config.n_inner} or dropout='
-                             f'{config.dropout} is out of bounds')
+        for name, sound in {
+                'n_layer': 0 <= config.n_layer <= 4096, 'n_inner': config.n_inner >= 0,
+                'dropout': 0 <= config.dropout < 1, 'norm_eps': 0 <= config.norm_eps < math.inf,
+                'rope_theta': 0 < config.rope_theta < math.inf}.items():
+            if not sound:
+                raise ValueError(f'{name}={getattr(config, name)} is out of bounds')
         if config.n_embd % config.n_head:
             raise ValueError(f'n_embd={config.n_embd} is not divisible by n_head={config.n_head}')
         if config.n_head % config.n_kv_head:

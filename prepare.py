@@ -13,7 +13,6 @@ hash of their text chooses, else the end of the whole text.
 """
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -33,7 +32,7 @@ import numpy as np
 import folio.options
 from folio import texts
 from folio.cli import UserError, launched, locked, progress_bar, run, short
-from folio.options import InPath, as_text
+from folio.options import InPath
 from folio.tokenizer import Tokenizer, code_points, name_of, tiktoken_spec, train_bpe
 
 SPLITS = ('train', 'val')
@@ -128,9 +127,13 @@ def cleaned(folder):
 
 def publish(folder):
     """Put the finished files in place; at no moment is a .bin beside another's meta.json."""
-    for name in ('train.bin', 'val.bin'):
+    names = ('meta.json', 'val.bin', 'train.bin')
+    for name in names:
+        with open(folder / f'{name}.tmp', 'ab') as file:
+            os.fsync(file.fileno())
+    for name in names[1:]:
         (folder / name).unlink(missing_ok=True)
-    for name in ('meta.json', 'val.bin', 'train.bin'):
+    for name in names:
         os.replace(folder / f'{name}.tmp', folder / name)
 
 
@@ -144,22 +147,13 @@ def recipe_files(name):
 
 def raw_files(options, folder):
     """The files to read, Paths; what a URL or standard input brings is put into the folder."""
-    if options.url:
-        return fetched(options, folder)
-    paths = []
-    for pattern in options.input:
-        if pattern == '-':
-            import shutil  # which loads compressions
-            paths.append(folder / 'stdin.tmp')
-            with open(paths[-1], 'wb') as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
-        else:
-            paths += texts.input_files([pattern])
-    return paths
-
-
-def fetched(options, folder):
-    """The files of the URLs, fetched into the folder where they are not at hand."""
+    piped = folder / 'stdin.tmp'
+    if '-' in options.input:
+        import shutil  # which loads compressions
+        with open(piped, 'wb') as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+    if options.input:
+        return texts.input_files([piped if path == '-' else path for path in options.input])
     from folio.download import fetch_files  # which loads more than others need
     urls = options.url[:options.max_files]
     names = [options.file or url.rpartition('/')[2] for url in urls]
@@ -180,12 +174,10 @@ class Source:
     def __init__(self, paths, options):
         self.paths, self.options = paths, options
         self.workers = options.workers or os.cpu_count()
+        self.read_files = functools.partial(texts.documents, paths, options.field)
         first = list(itertools.islice(self.read_files(), WHOLE_DOCUMENTS_FROM))
         self.held = without_copies(first) if len(first) < WHOLE_DOCUMENTS_FROM else None
         self.documents_read = len(first)
-
-    def read_files(self):
-        return texts.documents(self.paths, self.options.field)
 
     def documents(self):
         """The Documents, in order; documents_read counts those of the latest pass."""
@@ -206,18 +198,28 @@ class Source:
     def character_counts(self):
         """How often each character is in the texts, an array (0x110000,) by code point."""
         counts = np.zeros(sys.maxunicode + 1, np.int64)
-        groups = texts.group_pieces(self.texts('counting'))
-        for found in in_order(self.workers, count_characters, groups):
+        groups = map(''.join, texts.group_pieces(self.texts('counting')))
+        for found in in_order(self.workers, lambda text: np.bincount(code_points(text)), groups):
             counts[:len(found)] += found
         return counts
 
     def spec(self):
         """The dict of a tokenizer made for these texts: bpe:N, or characters."""
         kind, _, size = self.options.tokenizer.partition(':')
-        if kind == 'bpe':
-            return train_bpe(self.sample(), int(size))
-        return char_spec(self.character_counts, self.options.max_vocab,
-                         several=self.held is None or len(self.held) > 1)
+        return train_bpe(self.sample(), int(size)) if kind == 'bpe' else self.char_spec()
+
+    def char_spec(self):
+        """The dict of a tokenizer of the characters, or of the max_vocab commonest, which then have
+        UNKNOWN among them."""
+        counts, limit = self.character_counts.copy(), self.options.max_vocab
+        if self.held is None or len(self.held) > 1:  # documents, which a newline has to separate
+            counts[ord('\n')] = counts.max() + 1
+        codes = np.flatnonzero(counts)
+        if limit is None or len(codes) <= limit:
+            return {'kind': 'char', 'chars': ''.join(map(chr, codes))}
+        counts[ord(UNKNOWN)] = counts.max() + 1
+        codes = np.sort(np.argsort(-counts, kind='stable')[:limit])
+        return {'kind': 'char', 'chars': ''.join(map(chr, codes)), 'unknown': UNKNOWN}
 
     def sample(self):
         """Pieces of text, spread over the files, BPE_SAMPLE characters at most."""
@@ -280,45 +282,26 @@ def halve(documents, cut):
             cut = max(cut - len(text), 0)
 
 
-def count_characters(group):
-    """How often each code point is in the texts, an array as long as the highest asks for."""
-    return np.bincount(code_points(''.join(group)))
-
-
-def char_spec(counts, limit, several):
-    """The dict of a tokenizer of the characters counted, or of the `limit` commonest, which then
-    have UNKNOWN among them, and a newline where several documents have to be separated."""
-    counts = counts.copy()
-    if several:
-        counts[ord('\n')] = counts.max() + 1
-    codes = np.flatnonzero(counts)
-    if limit is None or len(codes) <= limit:
-        return {'kind': 'char', 'chars': ''.join(map(chr, codes))}
-    counts[ord(UNKNOWN)] = counts.max() + 1
-    codes = np.sort(np.argsort(-counts, kind='stable')[:limit])
-    return {'kind': 'char', 'chars': ''.join(map(chr, codes)), 'unknown': UNKNOWN}
-
-
 # --- token files, written ------------------------------------------------------------------------
 
 def write_tokens(source, parts, tokenizer, folder):
     """Write train.bin.tmp and val.bin.tmp, the ids of the parts, (split, pieces of text); returns a
     Counter of the ids of each split and of the characters, bytes and unknown ids in them."""
-    counts, passages = Counter(), to_encode(parts, tokenizer.kind)
+    counts, bpe = Counter(), tokenizer.kind == 'bpe'
+    if bpe:
+        parts = ((split, texts.at_words(pieces)) for split, pieces in parts)
+    passages = texts.separated(parts, always=bpe)
     groups = texts.group_pieces(passages, length=lambda passage: len(passage[1]))
-    encode = functools.partial(encode_group, tokenizer=tokenizer, dtype=dtype_of(tokenizer))
+    encode = functools.partial(encode_group, tokenizer)
     bar = progress_bar(desc=f'{source.options.name}: encoding', unit='B', unit_scale=True,
                        total=texts.plain_size(source.paths))
     with bar, open(folder / 'train.bin.tmp', 'wb') as train, \
             open(folder / 'val.bin.tmp', 'wb') as val:
         for ids, found in in_order(source.workers, encode, groups):
-            ids['train'].tofile(train)
-            ids['val'].tofile(val)
+            train.write(ids['train'])
+            val.write(ids['val'])
             counts.update(found)
             bar.update(found['bytes'])
-        for file in (train, val):
-            file.flush()
-            os.fsync(file.fileno())
     return counts
 
 
@@ -327,25 +310,19 @@ def dtype_of(tokenizer):
     return np.dtype('<u2' if tokenizer.vocab_size <= 1 << 16 else '<u4')
 
 
-def to_encode(parts, kind):
-    """(split, text) for each text that a tokenizer of this kind encodes by itself."""
-    if kind == 'bpe':
-        parts = ((split, texts.at_words(pieces)) for split, pieces in parts)
-    return texts.separated(parts, always=kind == 'bpe')
-
-
-def encode_group(group, tokenizer, dtype):
-    """({split: its ids}, a Counter of ids, characters and bytes) of a list of (split, text)."""
-    parts, counts = {split: [np.zeros(0, dtype)] for split in SPLITS}, Counter()
+def encode_group(tokenizer, group):
+    """({split: its ids as bytes}, a Counter of ids, characters, bytes and unknown ids) of a list of
+    (split, text)."""
+    made, counts, dtype = {split: bytearray() for split in SPLITS}, Counter(), dtype_of(tokenizer)
     for split, text in group:
         ids = [tokenizer.start] if text == texts.SEPARATOR else tokenizer.encode(text)
-        parts[split].append(np.asarray(ids, dtype))
+        made[split] += np.asarray(ids, dtype).tobytes()
         counts.update({split: len(ids), 'characters': len(text), 'bytes': len(text.encode())})
-    joined = {split: np.concatenate(parts[split]) for split in SPLITS}
     if 'unknown' in tokenizer.spec:
         unknown = tokenizer.spec['chars'].index(tokenizer.spec['unknown'])
-        counts['unknown'] = sum(np.count_nonzero(ids == unknown) for ids in joined.values())
-    return joined, counts
+        counts['unknown'] = sum(np.count_nonzero(np.frombuffer(ids, dtype) == unknown)
+                                for ids in made.values())
+    return made, counts
 
 
 def in_order(workers, work, items):
@@ -372,14 +349,14 @@ def describe_tokens(source, tokenizer, counts, began):
             'characters': counts['characters'], 'bytes': counts['bytes'],
             'bytes_per_token': round(counts['bytes'] / sum(tokens.values()), 4),
             'seconds': round(time.perf_counter() - began, 1),
-            'recipe': dataclasses.asdict(source.options) | {
-                'input': [relative_to_root(path) for path in source.options.input]}}
+            'recipe': describe_recipe(source.options)}
 
 
-def relative_to_root(path):
-    """A path below the scripts' folder as relative to it, so that the folder may move."""
+def describe_recipe(options):
+    """The options, a dict in which paths below the scripts' folder are relative to it, so that it
+    may move."""
     root = f'{folio.options.ROOT}{os.sep}'
-    return path.removeprefix(root)
+    return vars(options) | {'input': [path.removeprefix(root) for path in options.input]}
 
 
 def report(folder, meta, counts, tokenizer):
@@ -394,17 +371,12 @@ def report(folder, meta, counts, tokenizer):
         print(f'{counts["unknown"]:,} characters ({counts["unknown"] / meta["characters"]:.3%}) '
               f'are not in the vocabulary and became {UNKNOWN}')
     if tokenizer.kind == 'bpe':
-        print_tokens(np.fromfile(folder / 'train.bin', dtype_of(tokenizer), 24), tokenizer)
-
-
-def print_tokens(ids, tokenizer):
-    """Print the ids, the text of each, and some of the longest tokens of the vocabulary."""
-    longest = sorted((token for token in tokenizer.token_bytes if len(token) < 12), key=len)[-8:]
-    parts = [tokenizer.decode([i]).replace('\n', '\\n') for i in ids]
-    print('the text:   ', '|'.join(parts))
-    print('its tokens: ', ' '.join(map(str, ids.tolist())))
-    print('long ones:  ', '|'.join(token.decode(errors='replace').replace('\n', '\\n')
-                                   for token in longest))
+        ids = np.fromfile(folder / 'train.bin', dtype_of(tokenizer), 24).tolist()
+        shorter = [token for token in tokenizer.token_bytes if len(token) < 12]
+        longest = [token.decode(errors='replace') for token in sorted(shorter, key=len)[-8:]]
+        print('the text:   ', '|'.join(tokenizer.decode([i]) for i in ids).replace('\n', '\\n'))
+        print('its tokens: ', *ids)
+        print('long ones:  ', '|'.join(longest).replace('\n', '\\n'))
 
 
 # --- token files, read ---------------------------------------------------------------------------
@@ -430,15 +402,14 @@ class Tokens:
 
     def read(self, start, length):
         """The ids from start on, (length,), as they are on disk."""
-        parts, number = [], self.shard_of(start)
-        while length > 0:
-            file, dtype, offset, count = self.shards[number]
-            skipped = start - (self.ends[number] - count)  # of the shard's ids
-            file.seek(offset + skipped * dtype.itemsize)
-            ids = np.frombuffer(file.read(min(length, count - skipped) * dtype.itemsize), dtype)
-            parts.append(ids)
-            start, length, number = start + len(ids), length - len(ids), number + 1
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        number = self.shard_of(start)
+        file, dtype, offset, count = self.shards[number]
+        skipped = start - (self.ends[number] - count)  # of the shard's ids
+        file.seek(offset + skipped * dtype.itemsize)
+        ids = np.frombuffer(file.read(min(length, count - skipped) * dtype.itemsize), dtype)
+        if len(ids) == length:
+            return ids
+        return np.concatenate([ids, self.read(start + len(ids), length - len(ids))])
 
     def fingerprint(self):
         """[number of tokens, a hash of 64 blocks spread over them], to know the split again."""
@@ -505,17 +476,13 @@ def prepare_missing(folder, recipe):
 
 def read_meta(folder, recipe):
     """The content of meta.json, or what stands for it where the files are another program's."""
-    if (folder / 'meta.json').exists():
-        meta = load_meta(folder / 'meta.json')
-        made_with = meta['recipe'] | {'input': recipe_input(meta)}
-        if recipe.exists() and vars(read_options([str(recipe)])) != made_with:
-            print(f'warning: {folder} was made with other options than are in {recipe} now; '
-                  'prepare.py makes it anew')
-        return meta
-    if (folder / 'meta.pkl').exists():
-        raise UserError(f"{folder} has nanoGPT's meta.pkl, which is not read; prepare it again")
-    print(f"{folder} has no meta.json: its tokens are taken as GPT-2's (50,257 ids)")
-    return {'tokenizer': gpt2_or_none(), 'vocab_size': 50257, 'dtype': 'uint16', 'tokens': {}}
+    if not (folder / 'meta.json').exists():
+        return foreign_meta(folder)
+    meta = load_meta(folder / 'meta.json')
+    if recipe.exists() and describe_recipe(read_options([str(recipe)])) != meta.get('recipe'):
+        print(f'warning: {folder} was made with other options than are in {recipe} now; '
+              'prepare.py makes it anew')
+    return meta
 
 
 def load_meta(path):
@@ -525,7 +492,7 @@ def load_meta(path):
         limit = {'uint16': 1 << 16, 'uint32': 1 << 24}[meta['dtype']]
         numbers = [meta['vocab_size'], *meta['tokens'].values()]
         sound = ({type(number) for number in numbers} == {int} and 1 <= numbers[0] <= limit
-                 and isinstance(meta['tokenizer'], dict | None) and recipe_input(meta) is not None)
+                 and isinstance(meta['tokenizer'], dict | None))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         sound = False
     if not sound:
@@ -533,17 +500,17 @@ def load_meta(path):
     return meta
 
 
-def recipe_input(meta):
-    """The input that a meta.json was made with, as a recipe that is read has it."""
-    return [as_text(path, InPath, typed=False) for path in meta['recipe']['input']]
-
-
-def gpt2_or_none():
-    """The dict of GPT-2's tokenizer, or None where it can't be had, which is said."""
+def foreign_meta(folder):
+    """What stands for meta.json where there is none: GPT-2's vocabulary, if it can be had."""
+    if (folder / 'meta.pkl').exists():
+        raise UserError(f"{folder} has nanoGPT's meta.pkl, which is not read; prepare it again")
+    print(f"{folder} has no meta.json: its tokens are taken as GPT-2's (50,257 ids)")
+    meta = {'tokenizer': None, 'vocab_size': 50257, 'dtype': 'uint16', 'tokens': {}}
     try:
-        return tiktoken_spec('gpt2')
+        meta['tokenizer'] = tiktoken_spec('gpt2')
     except UserError as error:
         print(f'no samples and no bits per byte: {error}')
+    return meta
 
 
 def open_split(folder, split, meta):

@@ -250,9 +250,9 @@ def check_same_on_ranks(run):
     """UserError unless all processes train the same, on the same data, from the same step."""
     facts = {name: value for name, value in vars(run.options).items()
              if name not in ('device', 'out_dir')}
-    facts |= fingerprints(run)
-    facts |= {'step': run.progress.step, 'number format': str(run.machine.dtype),
-              'compiled': run.machine.compiled, 'torch': torch.__version__}
+    facts |= fingerprints(run) | vars(run.progress)
+    facts |= {'number format': str(run.machine.dtype), 'compiled': run.machine.compiled,
+              'torch': torch.__version__}
     run.machine.check_same(facts)
 
 
@@ -530,7 +530,11 @@ def train(run):
               f'go on, raise {"max_seconds" if by_clock else "max_steps"}')
         return 0
     start(run)
-    stopped_by = training_loop(run)
+    try:
+        stopped_by = training_loop(run)
+    except Exception:
+        run.writer.wait()  # what was saved before
+        raise
     run.writer.wait()
     reason = 'a signal' if stopped_by else None
     if reason is None and options.max_steps not in (None, progress.step):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import os
 import platform
 import signal
@@ -125,6 +126,14 @@ def short(path):
 def first_line(error):
     """The first line of an exception's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def import_library(name, purpose):
+    """The module of this name; UserError without it, which says what it is for."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f'{purpose}: pip install {name.partition(".")[0]}') from None
 
 
 def progress_bar(wanted=True, **options):

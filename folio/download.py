@@ -3,6 +3,7 @@
     path = download('https://example.org/book.txt', Path('data/book/book.txt'))
 """
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -49,13 +50,10 @@ def fetch_file(url, path, sha256, mirror):
 
 def announce(urls, folder):
     """Say how much is to come, where the servers tell."""
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            total = sum(pool.map(remote_size, urls))
-    except (*FAILURES, TypeError):
-        return
-    print(f'{len(urls):,} {"file" if len(urls) == 1 else "files"}, {total / 1e6:,.1f} MB, to be '
-          f'fetched into {folder}', flush=True)
+    with contextlib.suppress(*FAILURES), ThreadPoolExecutor(8) as pool:
+        total = sum(pool.map(remote_size, urls))
+        print(f'{len(urls):,} {"file" if len(urls) == 1 else "files"}, {total / 1e6:,.1f} MB, to '
+              f'be fetched into {folder}', flush=True)
 
 
 def remote_size(url):
@@ -73,7 +71,7 @@ def download(url, path, sha256=None, attempts=5):
     while True:
         had = part.stat().st_size if part.exists() else 0
         try:
-            receive(url, part, had, path.name)
+            receive(url, part, had)
             break
         except FAILURES as error:
             if getattr(error, 'code', None) == 416:  # nothing comes after what is there
@@ -86,20 +84,20 @@ def download(url, path, sha256=None, attempts=5):
     return path
 
 
-def receive(url, part, had, name):
+def receive(url, part, had):
     """Append what is missing after `had` bytes to the file, if the server can; else all anew."""
     request = urllib.request.Request(url, headers={'Range': f'bytes={had}-'} if had else {})
     with urllib.request.urlopen(request, timeout=30) as response:
         had = had if response.status == 206 else 0
         size = int(response.headers['Content-Length'] or 0)
-        with open(part, 'ab' if had else 'wb') as file, progress_bar(
-                total=had + size if size else None, initial=had, desc=name, unit='B',
-                unit_scale=True) as bar:
+        total = had + size if size else None
+        bar = progress_bar(total=total, initial=had, desc=part.stem, unit='B', unit_scale=True)
+        with bar, open(part, 'ab' if had else 'wb') as file:
             while block := response.read(BLOCK):
                 file.write(block)
                 bar.update(len(block))
-    if size and part.stat().st_size != had + size:
-        raise OSError(f'{part.stat().st_size:,} of {had + size:,} bytes came')
+    if total and part.stat().st_size != total:
+        raise OSError(f'{part.stat().st_size:,} of {total:,} bytes came')
 
 
 def check_sum(path, expected):

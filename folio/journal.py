@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 import folio.options
-from folio.cli import UserError, first_line, short
+from folio.cli import UserError, first_line, import_library, short
 
 CURVE = 5000  # the points of a curve, about; a picture has fewer pixels
 
@@ -131,10 +131,7 @@ def cut_samples(path, step):
 
 def start_wandb(options, folder, tracked):
     """A run of Weights & Biases, which gets the log's numbers too; the run `tracked`, if any."""
-    try:
-        import wandb
-    except ImportError:
-        raise UserError('wandb_project: pip install wandb') from None
+    wandb = import_library('wandb', 'wandb_project')
     settings = dataclasses.asdict(options)
     try:
         return wandb.init(project=options.wandb_project, name=folder.name, config=settings,

@@ -8,8 +8,10 @@ A text is read piece by piece, JSON by lines and Parquet by some rows, never a f
 """
 
 import codecs
+import contextlib
 import glob
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -17,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from folio import options
-from folio.cli import UserError
+from folio.cli import UserError, import_library
 
 PIECE = 1 << 20  # bytes of a text that are read at once
-COMPRESSED = ('.gz', '.bz2', '.xz', '.zst')
+OPENERS = {'.gz': 'gzip', '.bz2': 'bz2', '.xz': 'lzma'}  # modules, imported where they are needed
+COMPRESSED = (*OPENERS, '.zst')
 SEPARATOR = ''  # stands for what separates two documents of a split
 
 
@@ -78,15 +81,11 @@ def plain_size(paths):
 
 # --- formats -------------------------------------------------------------------------------------
 
-def read_blocks(path):
-    """The file's bytes, decompressed, in blocks; UserError where it is cut or broken."""
+@contextlib.contextmanager
+def readable(path):
+    """A UserError, raised from here, for whatever goes wrong with a file that is cut or broken."""
     try:
-        if path.suffix == '.zst':
-            yield from zstd_blocks(path)
-        else:
-            with open_file(path) as file:
-                while block := file.read(PIECE):
-                    yield block
+        yield
     except UserError:
         raise
     except Exception as error:  # each library has its own
@@ -94,28 +93,26 @@ def read_blocks(path):
         raise UserError(f'{path} cannot be read: {reason}') from None
 
 
-def open_file(path):
-    """The file, open for reading bytes, which are decompressed."""
-    if path.suffix not in COMPRESSED:
-        return open(path, 'rb')
-    try:
-        import fsspec
-    except ImportError:
-        raise UserError(f'{path}: pip install fsspec') from None
-    return fsspec.filesystem('file').open(str(path), 'rb', compression='infer')
+def read_blocks(path):
+    """The file's bytes, decompressed, in blocks; UserError where it is cut or broken."""
+    with readable(path):
+        if path.suffix == '.zst':
+            yield from zstd_blocks(path)
+            return
+        opener = importlib.import_module(OPENERS.get(path.suffix, 'io'))
+        with opener.open(path, 'rb') as file:
+            while block := file.read(PIECE):
+                yield block
 
 
 def zstd_blocks(path):
     """The decompressed blocks of a Zstandard file; EOFError where its last frame is cut."""
-    try:
-        from zstandard import ZstdDecompressor
-    except ImportError:
-        raise UserError(f'{path}: pip install zstandard') from None
-    frame = ZstdDecompressor().decompressobj()
+    decompressor = import_library('zstandard', path).ZstdDecompressor()
+    frame = decompressor.decompressobj()
     with open(path, 'rb') as file:
         while block := frame.unused_data or file.read(1 << 16):
             if frame.eof:
-                frame = ZstdDecompressor().decompressobj()
+                frame = decompressor.decompressobj()
             yield frame.decompress(block)
     if not frame.eof:
         raise EOFError('it ends within a frame')
@@ -135,15 +132,14 @@ def read_lines(path):
 
 def read_plain(path):
     """The text of a UTF-8 file in pieces; newlines and a byte order mark stay as they are."""
-    decoder, start, read = codecs.getincrementaldecoder('utf-8')(), 0, 0
+    decoder, read = codecs.getincrementaldecoder('utf-8')(), 0
     try:
         for block in read_blocks(path):
-            yield decoder.decode(block)
             read += len(block)
-            start = read - len(decoder.getstate()[0])  # of what is not decoded yet
+            yield decoder.decode(block)
         decoder.decode(b'', final=True)
     except UnicodeDecodeError as error:
-        place = start + error.start
+        place = read - len(error.object) + error.start  # its object ends where reading does
         raise UserError(f'{path} is not UTF-8 text: byte {place:,} is broken') from None
 
 
@@ -160,36 +156,24 @@ def read_json_lines(path, field):
         if not isinstance(names.get(field), str):
             raise UserError(f'{path}, line {number}: no text is called {field} (--field=NAME); '
                             f'there are: {", ".join(names)}')
-        yield whole_characters(names[field])
+        # JSON may hold half a surrogate pair, which UTF-8 can't: it becomes U+FFFD
+        yield names[field].encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
 
 def read_parquet(path, field):
     """The texts in the column `field`; rows without one are left out."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f'{path}: pip install pyarrow') from None
-    import tempfile
-    with tempfile.TemporaryFile() as plain:
+    parquet = import_library('pyarrow.parquet', path)
+    import tempfile  # which loads compressions
+    with readable(path), tempfile.TemporaryFile() as plain:
         if path.suffix in COMPRESSED:  # Parquet is read from its end
             plain.writelines(read_blocks(path))
-        try:
-            table = pyarrow.parquet.ParquetFile(plain if path.suffix in COMPRESSED else path)
-            if field not in table.schema_arrow.names:
-                raise UserError(f'{path}: no column is called {field} (--field=NAME); there are: '
-                                f'{", ".join(table.schema_arrow.names)}')
-            for batch in table.iter_batches(256, columns=[field]):
-                yield from map(whole_characters, filter(None, batch.column(0).to_pylist()))
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f'{path} cannot be read: {error}') from None
-
-
-def whole_characters(text):
-    """The text, with U+FFFD for half a surrogate pair, which JSON may hold and UTF-8 can't."""
-    if text.isascii():
-        return text
-    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+        table = parquet.ParquetFile(plain if path.suffix in COMPRESSED else path)
+        names = table.schema_arrow.names
+        if field not in names:
+            raise UserError(f'{path}: no column is called {field} (--field=NAME); there are: '
+                            f'{", ".join(names)}')
+        for batch in table.iter_batches(256, columns=[field]):
+            yield from filter(None, batch.column(0).to_pylist())
 
 
 # --- pieces --------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import re
 
 import numpy as np
 
-from folio.cli import UserError, first_line
+from folio.cli import UserError, first_line, import_library
 
 GPT2_PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s")
 HIDDEN = [*range(33), *range(127, 161), 173]  # bytes that GPT-2 writes as other characters
@@ -64,9 +64,7 @@ class Tokenizer:
 
     def encode(self, text):
         """The ids of a text, a numpy array of integers (N,); special tokens in it are plain text.
-
-        Raises UserError for a character that a character vocabulary lacks.
-        """
+        UserError for a character that a character vocabulary lacks."""
         if self.kind == 'bpe':
             return self.encoding.encode_to_numpy(text, disallowed_special=())
         if self.kind == 'json':
@@ -93,10 +91,8 @@ class Tokenizer:
 
     def stream(self, past=()):
         """A function from one id after another to the text that is complete with it, maybe ''.
-
         past: the ids before them, such as a prompt's; SentencePiece drops the space before the
-        first word of a text, but not of its continuation.
-        """
+        first word of a text, but not of its continuation."""
         if self.kind == 'json':
             return stream_json(self.decode, list(past))
         decoder = codecs.getincrementaldecoder('utf-8')('replace')
@@ -159,14 +155,13 @@ def tiktoken_spec(name):
             f'tiktoken could not get the vocabulary of {name} ({type(error).__name__}); connect '
             'once, or set TIKTOKEN_CACHE_DIR to a folder that has it; --tokenizer=byte and '
             '--tokenizer=char need no download') from None
-    ranks, special = encoding._mergeable_ranks, dict(encoding._special_tokens)
-    return bpe_spec(name, ranks, encoding._pat_str, special)
+    return bpe_spec(name, encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
 
 
 def train_bpe(texts, vocab_size):
     """The dict of a byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) learned from an
     iterable of str; it has vocab_size ids or fewer, if they give no more."""
-    tokenizers = import_tokenizers('to learn a vocabulary')
+    tokenizers = import_library('tokenizers', 'to learn a vocabulary')
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
@@ -203,11 +198,10 @@ def load_bpe(spec):
         raise ValueError('an id has two tokens, or a byte none')  # tiktoken would panic
     encoding = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
                                  special_tokens=spec['special'])
+    special = {text.encode(): rank for text, rank in spec['special'].items()}
     token_bytes = [b''] * encoding.n_vocab
-    for token, rank in ranks.items():
+    for token, rank in [*ranks.items(), *special.items()]:
         token_bytes[rank] = token
-    for text, rank in spec['special'].items():
-        token_bytes[rank] = text.encode()
     return encoding, token_bytes
 
 
@@ -220,7 +214,7 @@ def check_ids(ids):
 def load_json(spec):
     """(library, token_bytes): the Tokenizer of `tokenizers` for the dict, and the bytes of each
     id; UserError for a text that is no tokenizer.json."""
-    tokenizers = import_tokenizers(f'the tokenizer {spec["name"]}')
+    tokenizers = import_library('tokenizers', f'the tokenizer {spec["name"]}')
     try:
         library = tokenizers.Tokenizer.from_str(spec['json'])
     except Exception as error:  # which is what the library raises
@@ -255,11 +249,3 @@ def special_ids(spec):
     added = json.loads(spec['json']).get('added_tokens', []) if spec['kind'] == 'json' else []
     return [token['id'] for token in added if token['special']]
 
-
-def import_tokenizers(purpose):
-    """The library `tokenizers`; UserError without it, with what it is for."""
-    try:
-        import tokenizers
-        return tokenizers
-    except ImportError:
-        raise UserError(f'{purpose}: pip install tokenizers') from None

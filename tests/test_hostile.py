@@ -462,7 +462,7 @@ def test_no_entry_of_a_checkpoint_breaks_a_run_that_goes_on(house, state, count)
 
 @pytest.mark.parametrize('changes', [
     {'n_layer': 'two'}, {'n_embd': 2.5}, {'n_head': None}, {'mlp': 'gelu'}, {'n_layer': 3},
-    {'n_layer': 1}, {'vocab_size': 41}, {'rope_theta': 'x'}, {'n_inner': -8}, {'n_head': 0}])
+    {'n_layer': 1}, {'vocab_size': 41}, {'norm_eps': ''}, {'norm_eps': math.nan}, {'rope_theta': 'x'}, {'n_inner': -8}, {'n_head': 0}])
 def test_a_config_that_its_weights_contradict_is_one_line(house, state, changes):
     torch.save(state | {'config': state['config'] | changes}, house / 'case.pt')
     for work, argv in ((sample.main, ['--out_dir=case.pt']), (evaluate.main, ['--out_dir=case.pt']),
@@ -480,6 +480,12 @@ def test_a_config_that_its_weights_contradict_is_one_line(house, state, changes)
 def test_an_entry_of_the_wrong_type_is_one_line(house, state, changes):
     torch.save(state | changes, house / 'case.pt')
     refused(take_sample, 'case.pt')
+
+
+def test_a_tokenizer_with_more_ids_than_its_model_is_one_line(house, state):
+    torch.save(state | {'tokenizer': {'kind': 'byte'}}, house / 'case.pt')
+    assert 'is damaged' in refused(take_sample, 'case.pt', '--start=zzz')
+    assert 'is damaged' in refused(evaluate.main, ['--out_dir=case.pt', '--file=tiny.txt'])
 
 
 def test_an_option_of_the_run_that_is_none_is_one_line(house, state):

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -246,6 +247,43 @@ def test_meta_counts_documents_characters_bytes_and_tokens(home):
     assert (meta['documents'], meta['characters'], meta['bytes']) == (5, with_tiny, with_tiny + 1)
     assert meta['tokens'] == {'train': len(train.encode()), 'val': len(val.encode())}
     assert sum(meta['tokens'].values()) == meta['bytes'] + 1  # a newline after 'two'
+
+
+def test_documents_that_leave_a_split_empty_are_refused(home):
+    (home / 'x.jsonl').write_text(''.join(f'{{"text": "document {i}"}}\n' for i in range(150)))
+    with pytest.raises(UserError, match='150 documents leave a split empty'):
+        prepare.main(['--input=x.jsonl', '--name=some', '--val_fraction=1e-9'])
+
+
+def test_a_folder_with_the_files_of_another_program_is_left_alone(home):
+    (home / 'data' / 'tiny' / 'fineweb_train_000001.bin').write_bytes(b'')
+    before = contents(home / 'data')
+    with pytest.raises(UserError, match='000001.bin is not from prepare.py'):
+        prepare.main(['--input=tiny.txt', '--name=tiny'])
+    assert before == contents(home / 'data')
+
+
+def test_a_vocabulary_is_learned_from_no_more_than_a_sample_spread_over_the_text(home, monkeypatch):
+    monkeypatch.setattr(texts, 'PIECE', 50)
+    monkeypatch.setattr(prepare, 'BPE_SAMPLE', 2000)
+    with gzip.open(home / 'tiny.txt.gz', 'wb') as file:
+        file.write(TEXT.encode())
+    for name, spread in (('tiny.txt', True), ('tiny.txt.gz', False)):  # whose size is unknown
+        options = prepare.read_options([f'--input={name}', '--name=some'])
+        sample = ''.join(prepare.Source([home / name], options).sample())
+        assert 1800 <= len(sample) <= 2050 and ('\n297' in sample) == spread
+    monkeypatch.setattr(prepare, 'BPE_SAMPLE', 10 ** 6)
+    assert ''.join(prepare.Source([home / 'tiny.txt'], options).sample()) == TEXT
+
+
+def test_the_paths_of_a_recipe_are_kept_relative_to_the_scripts(home):
+    (home / 'data' / 'other.py').write_text("input = 'tiny.txt'\n")
+    assert open_corpus('other')[2]['recipe']['input'] == ['tiny.txt']
+
+
+def test_ids_take_two_bytes_where_the_vocabulary_allows_it():
+    for size, dtype in ((1 << 16, '<u2'), ((1 << 16) + 1, '<u4')):
+        assert prepare.dtype_of(SimpleNamespace(vocab_size=size)) == np.dtype(dtype)
 
 
 def test_no_bin_is_ever_beside_the_meta_of_another(home, monkeypatch):

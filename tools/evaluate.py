@@ -127,6 +127,9 @@ def check_model(options, model, tokenizer):
     for name, limit in most.items():
         if (getattr(options, name) or 1) > limit:
             raise UserError(f'{name} must be from 1 to {limit}, not {getattr(options, name)}')
+    if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(f'{options.out_dir} is damaged: its tokenizer has {tokenizer.vocab_size:,} '
+                        f'ids, its model {model.config.vocab_size:,}')
     if (options.file or options.task) and tokenizer is None:
         raise UserError(f'{options.out_dir} has no tokenizer, so it can\'t read a text')
 

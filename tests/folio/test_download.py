@@ -24,8 +24,9 @@ def read_back(name):
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Serves files; the rest of one where asked for; it breaks off after `enough` bytes."""
-    enough, asked = None, []
+    """Serves files; the rest of one where asked for, if it has `ranges`; it breaks off after
+    `enough` bytes."""
+    enough, asked, ranges = None, [], True
 
     def log_message(self, *arguments):
         pass
@@ -33,7 +34,7 @@ class Server(http.server.SimpleHTTPRequestHandler):
     def do_GET(self):
         Server.asked.append(self.headers['Range'])
         body = Path(self.translate_path(self.path)).read_bytes()
-        start = int((self.headers['Range'] or 'bytes=0-')[6:-1])
+        start = int((Server.ranges and self.headers['Range'] or 'bytes=0-')[6:-1])
         if start >= len(body):
             return self.send_error(416)
         self.send_response(206 if start else 200)
@@ -84,6 +85,24 @@ def test_a_download_that_was_whole_or_too_long_is_fetched_anew(home, server, par
     (home / 'data' / 'book' / 'book.txt.part').write_text(part)
     prepare.main([recipe(home, f'{url}/book.txt', sha256=DIGEST)])
     assert read_back('book') == TEXT
+
+
+def test_a_server_that_knows_no_ranges_sends_all_anew(home, server, monkeypatch):
+    url, _ = server
+    monkeypatch.setattr(Server, 'ranges', False)
+    (home / 'data' / 'book').mkdir()
+    (home / 'data' / 'book' / 'book.txt.part').write_text(TEXT[:4000])
+    prepare.main([recipe(home, f'{url}/book.txt', sha256=DIGEST)])
+    assert read_back('book') == TEXT
+
+
+def test_a_server_that_sends_nothing_is_asked_once(home, server, monkeypatch):
+    url, _ = server
+    monkeypatch.setattr(Server, 'enough', 0)
+    monkeypatch.setattr(Server, 'asked', [])
+    with pytest.raises(UserError, match='book.txt could not be fetched'):
+        prepare.main([recipe(home, f'{url}/book.txt')])
+    assert Server.asked == [None]
 
 
 def test_several_urls_or_the_first_of_them_are_documents(home, server):

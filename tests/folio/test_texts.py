@@ -84,6 +84,12 @@ def test_the_offset_of_a_broken_byte_is_right_across_pieces(tmp_path, monkeypatc
             contents([tmp_path / 'binary'])
 
 
+def test_a_file_that_ends_within_a_character_is_refused(tmp_path):
+    (tmp_path / 'cut').write_bytes('ab世'.encode()[:-1])
+    with pytest.raises(UserError, match='byte 2 is broken'):
+        contents([tmp_path / 'cut'])
+
+
 @given(st.lists(st.text(alphabet='ab .\n', max_size=8)))
 def test_pieces_of_a_document_end_before_a_space_after_something_else(pieces):
     with pytest.MonkeyPatch.context() as patch:
@@ -92,6 +98,11 @@ def test_pieces_of_a_document_end_before_a_space_after_something_else(pieces):
     assert ''.join(cut) == ''.join(pieces)
     for text, after in zip(cut, cut[1:], strict=False):
         assert len(text) > 64 or (after[0] == ' ' and not text[-1].isspace())
+
+
+def test_a_text_without_spaces_is_not_held_as_a_whole(monkeypatch):
+    monkeypatch.setattr(texts, 'PIECE', 4)
+    assert max(map(len, texts.at_words(['word'] * 99))) <= 17 * texts.PIECE
 
 
 @given(st.lists(st.text(max_size=8)))

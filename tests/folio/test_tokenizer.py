@@ -96,6 +96,11 @@ def test_a_stream_gives_the_text_as_soon_as_it_is_complete(text):
     assert ''.join(decode(i) for i in BYTE.encode(text).tolist()) == text
 
 
+def test_a_stream_shows_a_byte_that_is_no_text():
+    decode = BYTE.stream()
+    assert ''.join(map(decode, b'a\xffb')) == 'a\ufffdb'
+
+
 def test_a_text_starts_with_the_end_of_another_or_else_a_newline():
     assert BYTE.start == 10 and Tokenizer({'kind': 'char', 'chars': 'ab'}).start == 0
 
@@ -309,6 +314,14 @@ def test_an_id_that_no_token_of_a_file_has_stands_for_nothing():
     ours = OURS['byte level']
     assert ours.vocab_size == 311 and ours.token_bytes[305] == b''
     assert ours.token_bytes[310] == b'<|end|>'
+
+
+def test_a_special_token_beyond_the_bytes_characters_is_its_own_text():
+    content = json.loads(json.dumps(CONTENTS['byte level']))
+    content['added_tokens'].append(content['added_tokens'][0] | {'id': 311, 'content': '<｜世｜>'})
+    content['model']['vocab']['<｜世｜>'] = 311
+    ours = Tokenizer({'kind': 'json', 'name': 'wide', 'json': json.dumps(content)})
+    assert ours.token_bytes[311] == '<｜世｜>'.encode()
 
 
 def test_what_a_file_says_of_cutting_and_padding_is_not_done():
