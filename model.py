@@ -26,15 +26,15 @@ class GPTConfig:
     """The shape of a GPT."""
     block_size: Annotated[int, '>= 1'] = 256  # the context: the most tokens it sees at once
     vocab_size: Annotated[int | None, '>= 1'] = None  # None: the tokenizer's
-    n_layer: Annotated[int, '>= 0'] = 4  # 0 leaves embedding, norm and head: a bigram model
+    n_layer: Annotated[int, '>= 0', '<= 4096'] = 4  # 0: a bigram model, of embedding and head
     n_head: Annotated[int, '>= 1'] = 2  # heads of attention; each has n_embd / n_head channels
     n_kv_head: Annotated[int | None, '>= 1'] = None  # of keys and values, shared; None: n_head
     n_embd: Annotated[int, '>= 1'] = 128  # channels
     n_inner: Annotated[int | None, '>= 0'] = None  # of the MLP; None: 4 n_embd, swiglu 8/3 n_embd
     position: Literal['learned', 'rope', 'none'] = 'rope'  # how a token knows its place
-    rope_theta: float = 10000.0  # base of RoPE's wavelengths
+    rope_theta: Annotated[float, '> 0'] = 10000.0  # base of RoPE's wavelengths
     norm: Literal['layernorm', 'rmsnorm'] = 'rmsnorm'  # before each sublayer and the head
-    norm_eps: float = 1e-5  # added to the variance
+    norm_eps: Annotated[float, '>= 0'] = 1e-5  # added to the variance
     norm_weight: bool = False  # norms have learned weights
     mlp: Literal['gelu', 'gelu_erf', 'swiglu', 'relu2', 'none'] = 'relu2'  # the MLP's kind
     qk_norm: bool = True  # normalize queries and keys
@@ -50,9 +50,12 @@ class GPTConfig:
         for name in ('block_size', 'vocab_size', 'n_head', 'n_kv_head', 'n_embd'):
             if (getattr(config, name) or 0) < 1:
                 raise ValueError(f'{name} must be >= 1, not {getattr(config, name)}')
-        if config.n_layer < 0 or config.n_inner < 0 or not 0 <= config.dropout < 1:
-            raise ValueError(f'n_layer={config.n_layer}, n_inner={config.n_inner} or dropout='
-                             f'{config.dropout} is out of bounds')
+        for name, sound in {
+                'n_layer': 0 <= config.n_layer <= 4096, 'n_inner': config.n_inner >= 0,
+                'dropout': 0 <= config.dropout < 1, 'norm_eps': 0 <= config.norm_eps < math.inf,
+                'rope_theta': 0 < config.rope_theta < math.inf}.items():
+            if not sound:
+                raise ValueError(f'{name}={getattr(config, name)} is out of bounds')
         if config.n_embd % config.n_head:
             raise ValueError(f'n_embd={config.n_embd} is not divisible by n_head={config.n_head}')
         if config.n_head % config.n_kv_head:
@@ -61,6 +64,10 @@ class GPTConfig:
         if config.position == 'rope' and config.n_embd // config.n_head % 2:
             raise ValueError('position=rope needs an even head size, not n_embd / n_head = '
                              f'{config.n_embd // config.n_head}')
+        table = config.block_size * config.n_embd // config.n_head  # of RoPE
+        if config.position == 'rope' and table > 2 ** 27:
+            raise ValueError(f'block_size={config.block_size} x n_embd={config.n_embd} / n_head='
+                             f'{config.n_head} is above 2^27, too much for a table of RoPE')
         return config
 
     def derived_n_inner(self):
@@ -337,10 +344,30 @@ class GPT(nn.Module):
 
 def from_checkpoint(state):
     """The GPT of a checkpoint's dict, on the CPU, in eval mode. state: 'config' has the options of
-    SHAPE, 'model' the weights; KeyError or RuntimeError where they don't fit."""
-    model = GPT(GPTConfig(**{name: state['config'][name] for name in SHAPE}))
+    SHAPE, 'model' the weights; KeyError or ValueError where they don't fit."""
+    config = GPTConfig(**{name: state['config'][name] for name in SHAPE})
+    check_weights(state['model'], config)
+    model = GPT(config)
     model.load_state_dict(state['model'])
     return model.eval()
+
+
+def check_weights(weights, config):
+    """ValueError unless the weights, tensors by name, are those that a GPT of this config has, and
+    take the memory that it will: they come from a file, and the model takes its memory first."""
+    blocks = {name.split('.')[1] for name in weights if name.startswith('blocks.')}
+    if len(blocks) != config.n_layer:
+        raise ValueError(f'n_layer={config.n_layer}, and there are {len(blocks)} blocks')
+    with torch.device('meta'):
+        shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+    for name in sorted(shapes.keys() | weights.keys()):
+        theirs = weights[name].shape if name in weights else None
+        if theirs != shapes.get(name):
+            raise ValueError(f'{name} has the shape {theirs}, not {shapes.get(name)}')
+    storages = [tensor.untyped_storage() for tensor in weights.values()]
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    if sum(tensor.nbytes for tensor in weights.values()) > 2 * sum(held.values()):  # tied: twice
+        raise ValueError('the weights are copies of a few numbers')
 
 
 def draw_tokens(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
@@ -348,7 +375,8 @@ def draw_tokens(logits, temperature=1.0, top_k=None, top_p=None, generator=None)
     if temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits - logits.max(dim=-1, keepdim=True).values  # a tiny temperature can't overflow
-    probs = F.softmax(logits / temperature, dim=-1)
+    smallest = torch.finfo(logits.dtype).tiny  # below it a temperature is rounded to 0
+    probs = F.softmax(logits / max(temperature, smallest), dim=-1)
     if top_k is None and top_p is None:
         return torch.multinomial(probs, 1, generator=generator)[:, 0]
     probs, order = probs.sort(dim=-1, descending=True, stable=True)

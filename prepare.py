@@ -36,6 +36,7 @@ from folio.options import InPath
 from folio.tokenizer import Tokenizer, code_points, name_of, tiktoken_spec, train_bpe
 
 SPLITS = ('train', 'val')
+NAME = r'\w[\w.-]*'  # of a data set
 WHOLE_DOCUMENTS_FROM = 100  # documents, from which on each goes to one split as a whole
 BPE_SAMPLE = 1 << 25  # characters that a vocabulary is learned from
 UNKNOWN = '\ufffd'  # of a limited vocabulary of characters
@@ -54,7 +55,7 @@ class PrepareConfig:
     tokenizer: str = 'char'  # char, byte, gpt2 or another of tiktoken's, bpe:N: learned
     max_vocab: Annotated[int | None, '>= 2'] = None  # char: rarer ones are one unknown; None: no
     val_fraction: Annotated[float, '> 0', '< 1'] = 0.1  # of the documents, or of the text
-    workers: Annotated[int | None, '>= 1'] = None  # threads that encode; None: one for each core
+    workers: Annotated[int | None, '>= 1', '<= 1024'] = None  # threads; None: one for each core
     name: str | None = None  # the folder in data/; None: the recipe's name
 
 
@@ -70,7 +71,7 @@ def read_options(argv):
     options.name = options.name or (Path(recipes[-1]).stem if recipes else None)
     if not options.name:
         raise UserError('name the data set, --name=NAME, or a recipe, data/NAME.py')
-    if not re.fullmatch(r'\w[\w.-]*', options.name):
+    if not re.fullmatch(NAME, options.name):
         raise UserError(f'--name={options.name}: a name has letters, digits, _, . and - only')
     if bool(options.input) == bool(options.url):
         raise UserError(f'{options.name}: give either input or url (--input=FILE or --url=URL)')
@@ -100,7 +101,7 @@ def prepare(options):
 
 def known_spec(name):
     """The dict of the tokenizer of this name, or None for one that is made for its text."""
-    size = re.fullmatch(r'bpe:(\d+)', name)
+    size = re.fullmatch(r'bpe:(\d{1,9})', name)
     if size and not 257 <= int(size[1]) <= 1 << 24:
         raise UserError(f'{name}: the 256 bytes and <|endoftext|> take 257 ids, the least there is')
     if size or name == 'char':
@@ -156,6 +157,8 @@ def raw_files(options, folder):
     from folio.download import fetch_files  # which loads more than others need
     urls = options.url[:options.max_files]
     names = [options.file or url.rpartition('/')[2] for url in urls]
+    if not all(re.fullmatch(r'[^/\0]+', name) and name not in ('.', '..') for name in names):
+        raise UserError(f'{options.name}: a URL ends in no name of a file; give one, --file=NAME')
     if len(set(names)) < len(names):
         raise UserError(f'{options.name}: the URLs end in the same name')
     sums = options.sha256[:len(urls)] or [None] * len(urls)
@@ -438,7 +441,7 @@ def open_shard(path, dtype):
     file, size = open(path, 'rb', buffering=0), path.stat().st_size
     head = np.frombuffer(file.read(12), '<i4').tolist() if size >= 12 else []
     if head[:2] == LLMC_HEADER:
-        if size != 1024 + 2 * head[2]:
+        if head[2] < 0 or size != 1024 + 2 * head[2]:
             raise UserError(f'{path} is half made: it has {size:,} bytes, its header says '
                             f'{head[2]:,} tokens of 2')
         return file, np.dtype('<u2'), 1024, head[2]
@@ -451,17 +454,17 @@ def open_corpus(name):
     """(train, val, meta) of data/NAME/, two Tokens and a dict, prepared first where only its recipe
     is there; UserError if it can't be, or is half made."""
     folder = folio.options.ROOT / 'data' / name
-    recipe = folder.with_name(f'{folder.name}.py')
+    recipes = {path.stem: path for path in (folio.options.ROOT / 'data').glob('*.py')}
+    recipe = recipes.get(name)  # no other file is run, whatever a checkpoint calls its data
     if not list(folder.glob('*train*.bin')):
-        prepare_missing(folder, recipe)
+        prepare_missing(folder, recipe, known=', '.join(sorted(recipes)))
     meta = read_meta(folder, recipe)
     return *(open_split(folder, split, meta) for split in SPLITS), meta
 
 
-def prepare_missing(folder, recipe):
+def prepare_missing(folder, recipe, known):
     """Make the data set by its recipe; UserError where there is none, or several processes run."""
-    if not recipe.exists():
-        known = ', '.join(sorted(path.stem for path in recipe.parent.glob('*.py')))
+    if recipe is None:
         raise UserError(f'no data set or recipe is called {folder.name}; recipes: {known}; for a '
                         f'text of your own: python prepare.py --input=FILE --name={folder.name}')
     if launched():
@@ -473,10 +476,25 @@ def read_meta(folder, recipe):
     """The content of meta.json, or what stands for it where the files are another program's."""
     if not (folder / 'meta.json').exists():
         return foreign_meta(folder)
-    meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
-    if recipe.exists() and describe_recipe(read_options([str(recipe)])) != meta['recipe']:
+    meta = load_meta(folder / 'meta.json')
+    if recipe and describe_recipe(read_options([str(recipe)])) != meta.get('recipe'):
         print(f'warning: {folder} was made with other options than are in {recipe} now; '
               'prepare.py makes it anew')
+    return meta
+
+
+def load_meta(path):
+    """The content of a meta.json, a dict; UserError for one that prepare.py did not write."""
+    try:
+        meta = json.loads(path.read_text(encoding='utf-8'))
+        limit = {'uint16': 1 << 16, 'uint32': 1 << 24}[meta['dtype']]
+        numbers = [meta['vocab_size'], *meta['tokens'].values()]
+        sound = ({type(number) for number in numbers} == {int} and 1 <= numbers[0] <= limit
+                 and isinstance(meta['tokenizer'], dict | None))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f'{path} is damaged, or not from prepare.py; run that again')
     return meta
 
 
@@ -495,7 +513,7 @@ def foreign_meta(folder):
 
 def open_split(folder, split, meta):
     """The Tokens of all files in the folder that have the split in their name, in sorted order."""
-    paths = sorted(folder.glob(f'*{split}*.bin'))
+    paths = sorted(path for path in folder.glob(f'*{split}*.bin') if path.is_file())
     if not paths:
         raise UserError(f'{folder} has no {split}.bin; run prepare.py again')
     return Tokens(paths, np.dtype(meta['dtype']).newbyteorder('<'), meta['vocab_size'],

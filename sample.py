@@ -7,19 +7,21 @@
 from folio import cli  # first of all, for then an interrupt while torch is loaded is quiet
 
 # isort: split
+import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 
 from folio import checkpoint
 from folio.cli import UserError
-from folio.machine import choose_device, choose_dtype
+from folio.machine import choose_device, choose_dtype, out_of_memory
 from folio.options import InPath, Text, parse
 from folio.tokenizer import Tokenizer
 from model import from_checkpoint
+
+LONGEST = 1 << 24  # bytes of a prompt
 
 
 @dataclass
@@ -27,7 +29,7 @@ class SampleConfig:
     """What to sample from, and how."""
     out_dir: InPath = 'out/stdlib'  # a run's folder (best.pt, else ckpt.pt) or a checkpoint file
     start: Text | None = None  # the prompt; FILE:prompt.txt reads a file, - the standard input
-    num_samples: Annotated[int, '>= 1'] = 1  # one streams, several are printed as they end
+    num_samples: Annotated[int, '>= 1', '<= 65536'] = 1  # one streams, several come whole
     max_new_tokens: Annotated[int, '>= 0'] = 500  # the length of each
     temperature: Annotated[float, '>= 0'] = 0.8  # below 1 likely gets likelier; 0: likeliest
     top_k: Annotated[int | None, '>= 1'] = None  # draw from the k likeliest tokens only
@@ -56,8 +58,9 @@ class Continuation:
         """What is new and certain: not an end that may yet become the stop text."""
         held = 0
         if self.stop and not self.ended:
-            held = next(n for n in range(len(self.stop) - 1, -1, -1)
-                        if self.text[self.taken:].endswith(self.stop[:n]))
+            new = self.text[self.taken:]
+            held = next(n for n in range(min(len(new), len(self.stop) - 1), -1, -1)
+                        if new.endswith(self.stop[:n]))
         before, self.taken = self.taken, len(self.text) - held
         return self.text[before:self.taken]
 
@@ -73,18 +76,20 @@ def main(argv):
     state = checkpoint.load(options.out_dir)
     if state['tokenizer'] is None:
         raise UserError(f'{options.out_dir} has no tokenizer, so its tokens have no text')
-    model, tokenizer = from_checkpoint(state), Tokenizer(state['tokenizer'])
     device = choose_device(options.device)
-    model.to(device, choose_dtype(options.dtype, device))
-    prompt = read_prompt(options.start)
-    ids = tokenizer.encode(prompt) if prompt else [tokenizer.start]
+    dtype, prompt = choose_dtype(options.dtype, device), read_prompt(options.start)
+    with checkpoint.damaged(options.out_dir), out_of_memory(options):
+        model, tokenizer = from_checkpoint(state).to(device, dtype), Tokenizer(state['tokenizer'])
+        ids = tokenizer.encode(prompt)
+    ids = ids if len(ids) else [tokenizer.start]
     if len(ids) > model.config.block_size:
         print(f'the prompt has {len(ids):,} tokens; the model sees the last '
               f'{model.config.block_size:,}', file=sys.stderr)
-    idx = torch.tensor([list(ids)] * options.num_samples, dtype=torch.int64, device=device)
+    idx = torch.tensor(ids, dtype=torch.int64, device=device).expand(options.num_samples, -1)
     tokens = model.generate(
         idx, options.max_new_tokens, options.temperature, options.top_k, options.top_p,
         tokenizer.vocab_size, torch.Generator(device).manual_seed(options.seed))
+    tokens = drawn(tokens, options)
     if options.num_samples == 1:
         stream(tokens, prompt, Continuation(tokenizer, ids, options.stop))
     else:
@@ -95,12 +100,27 @@ def read_prompt(start):
     """The text of the option `start`; '' without one. UserError if it can't be read."""
     try:
         if start == '-':
-            return sys.stdin.buffer.read().decode()
+            return text_of(sys.stdin.buffer)
         if start and start.startswith('FILE:'):
-            return Path(start[5:]).expanduser().read_bytes().decode()
+            with open(os.path.expanduser(start[5:]), 'rb') as file:
+                return text_of(file)
         return (start or '').encode(errors='surrogateescape').decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'--start={start!r}: {error}') from None
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no name of a file
+        raise UserError(f'--start={start!r:.80}: {error}') from None
+
+
+def text_of(file):
+    """The text of an open file, which may have no end."""
+    data = file.read(LONGEST + 1)
+    if len(data) > LONGEST:
+        raise ValueError(f'a prompt has {LONGEST:,} bytes at most')
+    return data.decode()
+
+
+def drawn(tokens, options):
+    """The tokens that a model generates; UserError for one whose logits are no numbers."""
+    with checkpoint.damaged(options.out_dir), out_of_memory(options):
+        yield from tokens
 
 
 def stream(tokens, prompt, text):

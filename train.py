@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import os
 import textwrap
 import time
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from folio.machine import Machine, Signals, catch_signals, open_machine
 from folio.optim import load_states, make_optimizers, param_groups
 from folio.options import InPath, OutPath
 from folio.tokenizer import Tokenizer
-from model import GPT, SHAPE, GPTConfig
+from model import GPT, SHAPE, GPTConfig, check_weights
 from prepare import Tokens, open_corpus
 
 GOLDEN = np.uint64(0x9e3779b97f4a7c15)  # SplitMix64's step
@@ -134,12 +135,17 @@ def set_up(argv, machine):
     train_tokens, val_tokens, meta = open_corpus(options.dataset)
     check_sizes(options, train_tokens, val_tokens, machine.world)
     options, spec = fit_to_data(options, state, meta)
+    with checkpoint.damaged(f'the tokenizer of {options.dataset}'):
+        tokenizer = Tokenizer(spec) if spec else None
+    if meta['tokenizer'] and tokenizer.vocab_size != meta['vocab_size']:
+        raise UserError(f'{options.dataset} is damaged: its tokenizer has {tokenizer.vocab_size:,} '
+                        f'ids, and meta.json says {meta["vocab_size"]:,}')
     model = make_model(options, state).to(machine.device)
     optimizers = make_optimizers(model, options, machine.dtype)
     scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
     scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
     run = Run(options, machine, folder_of(options), model, optimizers, scaler,
-              Tokenizer(spec) if spec else None, train_tokens, val_tokens)
+              tokenizer, train_tokens, val_tokens)
     if resumed:
         restore(run, state)
     return run
@@ -162,7 +168,7 @@ def folder_of(options):
         return folio.options.ROOT / 'out' / Path(options.dataset).name
     found = folio.options.find(options.out_dir)
     goes_on = options.resume and can_resume(found)
-    return (found if goes_on else Path(options.out_dir).expanduser()).resolve()
+    return (found if goes_on else Path(os.path.expanduser(options.out_dir))).resolve()
 
 
 def can_resume(folder):
@@ -210,20 +216,22 @@ def make_model(options, state):
     """The model of resolved options on the CPU, with the weights of the checkpoint `state`, if
     any; a learned position table may be longer there."""
     torch.manual_seed(options.seed)
-    model = GPT(options)
-    if state:
-        with checkpoint.damaged('the checkpoint'):
-            weights = dict(state['model'])
-            if 'wpe.weight' in weights:
-                weights['wpe.weight'] = weights['wpe.weight'][:options.block_size]
-            model.load_state_dict(weights)
+    if state is None:
+        return GPT(options)
+    with checkpoint.damaged('the checkpoint'):
+        weights = dict(state['model'])
+        if 'wpe.weight' in weights:
+            weights['wpe.weight'] = weights['wpe.weight'][:options.block_size]
+        check_weights(weights, options)
+        model = GPT(options)
+        model.load_state_dict(weights)
     return model
 
 
 def restore(run, state):
     """Take the moments and the progress of a checkpoint; UserError if its data was another."""
-    checkpoint.check_data(run.options.dataset, state.get('data'), fingerprints(run))
     with checkpoint.damaged('the checkpoint'):
+        checkpoint.check_data(run.options.dataset, state.get('data'), fingerprints(run))
         load_states(run.optimizers, state['optimizers'])
         if state['scaler'] and run.scaler.is_enabled():  # another dtype may have one or none
             run.scaler.load_state_dict(state['scaler'])

@@ -15,16 +15,20 @@ import os
 import platform
 import subprocess
 import threading
+import zipfile
 from pathlib import Path
 
 import torch
 
 import folio.options
 from folio.cli import UserError, first_line, short
-from folio.options import find
+from folio.options import checked, find
 from folio.tokenizer import name_of, same_tokenizer
 
 RESUMABLE = ('ckpt.pt', 'ckpt.prev.pt')
+KINDS = {'model': dict, 'config': dict, 'tokenizer': dict | None, 'optimizers': list,
+         'scaler': dict | None, 'best_loss': float, 'tracker': str | None, 'data': dict | None}
+COUNTS = ('step', 'sequences', 'seconds', 'evaluated')
 
 
 def save(state, path):
@@ -128,7 +132,7 @@ def load(path):
 
 def load_first(paths):
     """The dict in the first of the files that is there and whole; that one isn't is said."""
-    there = [path for path in paths if path.exists()]
+    there = [path for path in paths if path.is_file()]
     if not there:
         raise UserError(f'{paths[-1]}: there is no such checkpoint; train.py and tools/convert.py '
                         'make them')
@@ -143,6 +147,7 @@ def load_first(paths):
 def read(path):
     """The dict in a file; UserError if it is cut, or no checkpoint."""
     try:
+        refuse_compressed(path)
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a cut or foreign file makes the reader raise
         if 'GLOBAL' in str(error):  # what torch calls a function or class
@@ -150,7 +155,28 @@ def read(path):
         raise UserError(f'{path} is no whole checkpoint ({type(error).__name__})') from None
     if not isinstance(state, dict) or not {'model', 'config', 'tokenizer'} <= state.keys():
         raise UserError(f'{path} is not a checkpoint of train.py')
+    with damaged(path):
+        check_kinds(state)
     return state
+
+
+def refuse_compressed(path):
+    """ValueError for a checkpoint, a zip file, that grows when it is read; torch makes none."""
+    if not zipfile.is_zipfile(path):  # torch says what else it may be
+        return
+    with zipfile.ZipFile(path) as file:
+        if sum(item.file_size for item in file.infolist()) > path.stat().st_size:
+            raise ValueError
+
+
+def check_kinds(state):
+    """ValueError for an entry of a checkpoint's dict that has another type than train.py gives it,
+    or a number that counts nothing."""
+    wrong = [name for name, kind in KINDS.items()
+             if name in state and not isinstance(state[name], kind)]
+    wrong += [name for name in COUNTS if not 0 <= state.get(name, 0) < 2 ** 62]  # nor is NaN
+    if wrong:
+        raise ValueError(f'{wrong[0]} is {state[wrong[0]]!r:.80}')
 
 
 @contextlib.contextmanager
@@ -159,8 +185,9 @@ def damaged(path):
     it should be, into a UserError."""
     try:
         yield
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
-            ValueError) as error:
+    except (UserError, OSError, MemoryError, GeneratorExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         raise UserError(f'{path} is damaged, or was not made by folio: {type(error).__name__}: '
                         f'{first_line(error)}') from None
 
@@ -210,6 +237,9 @@ def inherit(options, given, saved, fixed, names):
     To go on with a run, names are all and fixed those that must stay; to start from its weights,
     both are the shape. UserError names each one in `fixed` that was given and contradicts.
     """
+    for field in dataclasses.fields(options):
+        if field.name in names and field.name in saved:
+            checked(f'the {field.name} of the checkpoint', saved[field.name], field, typed=False)
     wrong = [f'{name}={given[name]} (there it is {saved.get(name)})' for name in fixed
              if given.get(name) not in (None, saved.get(name))]
     if wrong:
@@ -222,9 +252,10 @@ def check_vocabulary(dataset, meta, spec, vocab_size):
     """UserError if a data set with this meta.json is none for a model with the tokenizer `spec`
     (None: unknown) and this vocabulary."""
     ours = meta['tokenizer']
-    if ours and spec and not same_tokenizer(ours, spec):
-        raise UserError(f'the tokens of {dataset} are {name_of(ours)}, those of the checkpoint '
-                        f'{name_of(spec)}')
+    with damaged(f'the tokenizer of {dataset} or of the checkpoint'):
+        if ours and spec and not same_tokenizer(ours, spec):
+            raise UserError(f'the tokens of {dataset} are {name_of(ours)}, those of the '
+                            f'checkpoint {name_of(spec)}')
     if vocab_size < meta['vocab_size']:
         raise UserError(f'vocab_size={vocab_size} is below the {meta["vocab_size"]} of {dataset}')
 

@@ -23,12 +23,13 @@ def run(main):
     """Call main(argv) as a script; a UserError ends it with its line and exit code 1."""
     if hasattr(sys.stdout, 'reconfigure'):  # a closed one and a notebook's have none
         sys.stdout.reconfigure(errors='replace')  # a model may say what a terminal can't show
+    sys.stdin = sys.stdin or open(os.devnull)  # a closed one is empty
     try:
         sys.exit(main(sys.argv[1:]))
     except BrokenPipeError:  # nobody reads on, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(128 + signal.SIGPIPE)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, MemoryError) as error:
         sys.exit(error_line(error))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -37,9 +38,16 @@ def run(main):
 def error_line(error):
     """What this process prints of an error, or its exit code where another one prints it."""
     rank = os.environ['RANK'] if launched() else '0'
+    text = one_line(str(error) or 'out of memory')
     if getattr(error, 'any_rank', True) and launched():
-        return f'error: rank {rank} ({platform.node()}): {error}'
-    return f'error: {error}' if rank == '0' else 1
+        return f'error: rank {rank} ({platform.node()}): {text}'
+    return f'error: {text}' if rank == '0' else 1
+
+
+def one_line(text, longest=2000):
+    """A text on one line that does nothing to a terminal: a newline or an escape in a file's name
+    becomes \\n or \\x1b."""
+    return ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:longest])
 
 
 def end_quietly(kind, error, trace, default=sys.excepthook):

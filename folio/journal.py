@@ -97,10 +97,16 @@ def read_log(folder, most=None):
     with open(path, encoding='utf-8', errors='replace') as file:
         for number, line in enumerate(file):
             if number % stride == 0 or '"val_loss"' in line:
-                with contextlib.suppress(json.JSONDecodeError):
-                    record = json.loads(line)
+                if record := parse_record(line):
                     records[record['step']] = records.get(record['step'], {}) | record
     return list(records.values())
+
+
+def parse_record(line):
+    """The dict of a line of log.jsonl; None for a line that is cut, or has no step."""
+    with contextlib.suppress(ValueError, RecursionError):
+        record = json.loads(line)
+        return record if isinstance(record, dict) and type(record.get('step')) is int else None
 
 
 def cut_log(path, step):
@@ -110,9 +116,8 @@ def cut_log(path, step):
     with open(path, encoding='utf-8', errors='replace') as file, \
             open(temporary, 'w', encoding='utf-8') as kept:
         for line in file:
-            with contextlib.suppress(json.JSONDecodeError):
-                if json.loads(line)['step'] <= step:
-                    kept.write(line)
+            if (record := parse_record(line)) and record['step'] <= step:
+                kept.write(line)
     os.replace(temporary, path)
 
 

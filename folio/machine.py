@@ -114,7 +114,13 @@ def process_group(machine):
     if not launched():
         yield
         return
-    dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
+    try:
+        dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
+    except (RuntimeError, ValueError) as error:
+        refusal = UserError('the processes could not meet at MASTER_ADDR and MASTER_PORT: '
+                            f'{first_line(error)}')
+        refusal.any_rank = True  # which is rank 0 may be what is wrong
+        raise refusal from None
     machine.rank, machine.world = dist.get_rank(), dist.get_world_size()
     try:
         yield
@@ -142,8 +148,9 @@ def out_of_memory(options):
     """Turn torch's errors about memory into a UserError that names the options that help."""
     try:
         yield
-    except RuntimeError as error:  # CUDA's OutOfMemoryError is one
-        if not re.search("out of memory|can't allocate memory", str(error)):
+    except (RuntimeError, MemoryError) as error:  # CUDA's OutOfMemoryError is one
+        short = "out of memory|can't allocate memory|overflow"  # the last of a size in bytes
+        if isinstance(error, RuntimeError) and not re.search(short, str(error)):
             raise
         sizes = [name for name in ('micro_batch_size', 'block_size', 'context', 'num_samples')
                  if hasattr(options, name)]
@@ -173,8 +180,8 @@ def choose_device(name):
         device = torch.device(name)
         if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count() > 0:
             raise RuntimeError(f'there are {torch.cuda.device_count()} GPUs')
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # which `meta` can't give
+    except (RuntimeError, AssertionError, ValueError) as error:  # ValueError: no UTF-8
         raise UserError(f'device={name} does not work here: {first_line(error)}') from None
     if device.type == 'cuda':
         torch.cuda.set_device(device)

@@ -58,8 +58,18 @@ def load_states(optimizers, states):
                 for group in param_groups(optimizers)]
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(state)
+        check_moments(optimizer)
     for group, setting in zip(param_groups(optimizers), settings, strict=True):
         group.update(setting)
+
+
+def check_moments(optimizer):
+    """ValueError for moments that are not all there, or not of the shape of their parameter."""
+    for p, moments in optimizer.state.items():
+        expected = {'momentum': p.shape} if isinstance(optimizer, Muon) else {
+            'step': (), 'exp_avg': p.shape, 'exp_avg_sq': p.shape}
+        if {name: value.shape for name, value in moments.items()} != expected:
+            raise ValueError(f'the moments of a parameter of the shape {tuple(p.shape)} are others')
 
 
 class Muon(torch.optim.Optimizer):

@@ -15,6 +15,7 @@ import difflib
 import functools
 import inspect
 import operator
+import os
 import re
 import runpy
 import textwrap
@@ -37,7 +38,7 @@ REFUSALS = (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, Recu
 
 def find(path):
     """A path as the user typed it: from where they are, or else from the folder of the scripts."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # which leaves a ~ that means nobody as it is
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 
 
@@ -56,14 +57,28 @@ def parse(cls, argv):
         if key not in fields:
             near = NANOGPT.get(key) or ''.join(difflib.get_close_matches(key, fields, 1))
             raise UserError(f'{where}: no such option; is it {near or "in --help"}?')
-        field = fields[key]
-        kind, bounds = split_bounds(field.type)
-        try:
-            given[field.name] = as_type(value, kind, typed)
-        except REFUSALS:
-            raise UserError(f'{where} must be {describe(kind)}, not {value!r}') from None
-        check_bounds(key, given[field.name], bounds)
+        given[fields[key].name] = checked(where, value, fields[key], typed)
     return cls(**given), given
+
+
+def checked(where, value, field, typed):
+    """The value, which stands where the text `where` says, as the type of a dataclass's field;
+    UserError if it is of another type, or out of bounds."""
+    kind, bounds = split_bounds(field.type)
+    try:
+        value = as_type(value, kind, typed)
+    except REFUSALS:
+        raise UserError(f'{where} must be {describe(kind)}, not {shown(value)}') from None
+    check_bounds(field.name.rstrip('_'), value, bounds)
+    return value
+
+
+def shown(value):
+    """A value as a message shows it."""
+    try:
+        return f'{value!r:.80}'
+    except Exception:  # an integer may be too long to be printed, and a class has its own way
+        return f'this {type(value).__name__}'
 
 
 def assignments(argv):
@@ -149,10 +164,12 @@ def as_union(value, members, typed):
 def as_text(value, kind, typed):
     if not isinstance(value, str):
         raise TypeError
+    if kind is not Text and b'\0' in os.fsencode(value):  # no file has such a name
+        raise ValueError
     if kind is Text and typed:
         return value.replace(r'\n', '\n').replace(r'\t', '\t')
     if kind in (InPath, OutPath) and not typed and value != '-':
-        return str(ROOT / Path(value).expanduser())
+        return str(ROOT / os.path.expanduser(value))
     if kind in (InPath, OutPath) and not value:
         raise ValueError
     return value
@@ -163,6 +180,8 @@ def as_number(value, kind, typed):
     if typed:
         value = {'true': 'True', 'false': 'False'}.get(value, value)
         value = functools.reduce(operator.mul, map(ast.literal_eval, value.split('*')))
+    if type(value) in (int, float) and not abs(value) < 2 ** 63:  # nor is NaN
+        raise ValueError
     if {type(value), kind} == {int, float} and value == kind(value):
         return kind(value)
     if type(value) is kind:

@@ -150,7 +150,7 @@ def read_json_lines(path, field):
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f'{path}, line {number}: {error}') from None
         names = record if isinstance(record, dict) else {'no object': None}
         if not isinstance(names.get(field), str):

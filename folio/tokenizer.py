@@ -193,6 +193,9 @@ def load_bpe(spec):
     """(encoding, token_bytes): tiktoken's encoder for the dict, and the bytes of each id."""
     import tiktoken
     ranks = read_ranks(spec)
+    check_ids([*ranks.values(), *spec['special'].values()])
+    if len(set(ranks.values())) < len(ranks) or not all(bytes([i]) in ranks for i in range(256)):
+        raise ValueError('an id has two tokens, or a byte none')  # tiktoken would panic
     encoding = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
                                  special_tokens=spec['special'])
     special = {text.encode(): rank for text, rank in spec['special'].items()}
@@ -200,6 +203,12 @@ def load_bpe(spec):
     for token, rank in [*ranks.items(), *special.items()]:
         token_bytes[rank] = token
     return encoding, token_bytes
+
+
+def check_ids(ids):
+    """ValueError for an id that makes the table of all ids too large."""
+    if max(ids, default=0) >= 1 << 24:
+        raise ValueError(f'an id is {max(ids)}')
 
 
 def load_json(spec):
@@ -220,6 +229,7 @@ def load_json(spec):
 def json_bytes(library, content):
     """The bytes that each id adds to a text, for a tokenizer.json with this content."""
     decoder, vocab = json.dumps(content.get('decoder')), library.get_vocab()
+    check_ids(vocab.values())
     token_bytes = [b''] * (max(vocab.values(), default=-1) + 1)
     for token, i in vocab.items():
         if '"ByteLevel"' in decoder and BYTES.keys() >= set(token):

@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import folio.options
 from folio import cli
-from folio.checkpoint import load, move_old_run, save
+from folio.checkpoint import damaged, load, move_old_run, save
 from folio.cli import UserError, first_line
 from folio.options import OutPath
 from folio.tokenizer import Tokenizer, name_of
-from model import SHAPE, GPTConfig
+from model import SHAPE, GPTConfig, check_weights
 from tools import hf_tokenizer, layouts
 
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
@@ -52,7 +52,7 @@ def main(argv):
     if options.dest is None or options.out_dir is None:
         raise UserError('--to=hf takes the checkpoint --out_dir=DIR and writes the folder '
                         '--dest=DIR')
-    export_model(options.out_dir, Path(options.dest).expanduser())
+    export_model(options.out_dir, Path(os.path.expanduser(options.dest)))
 
 
 # --- in ------------------------------------------------------------------------------------------
@@ -60,17 +60,20 @@ def main(argv):
 def import_model(source, out_dir):
     """Make a checkpoint in out_dir of a folder, or of the hub's files called `source`."""
     name = Path(source).resolve().name
-    folder = Path(out_dir).expanduser() if out_dir else folio.options.ROOT / 'out' / name
+    folder = Path(os.path.expanduser(out_dir)) if out_dir else folio.options.ROOT / 'out' / name
     origin = folio.options.find(source)
     origin = origin if origin.is_dir() else fetch_model(source)
     description = read_json(origin / 'config.json')
     shape = layouts.read_shape(description, origin / 'config.json')
     spec = read_tokenizer(origin, name)
-    if spec and (size := Tokenizer(spec).vocab_size) > shape.vocab_size:
+    with damaged(origin / 'tokenizer.json'):
+        size = Tokenizer(spec).vocab_size if spec else 0
+    if size > shape.vocab_size:
         raise UserError(f'{source}: its tokenizer has {size:,} ids, its model {shape.vocab_size:,}')
     tensors = read_tensors(weight_files(origin))
     try:
-        weights = layouts.to_ours(tensors, description['model_type'], shape)
+        with damaged(origin):
+            weights = layouts.to_ours(tensors, description['model_type'], shape)
     except UserError as error:
         raise UserError(f'{source}: {error}') from None
     move_old_run(folder)
@@ -123,7 +126,7 @@ def read_json(path):
         content = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise UserError(f'{path.parent} has no {path.name}') from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is not JSON: {error}') from None
     if not isinstance(content, dict):
         raise UserError(f'{path} holds no JSON object')
@@ -140,7 +143,7 @@ def read_tokenizer(folder, name):
         return None
     try:
         return hf_tokenizer.from_json(read_json(path), name)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise UserError(f'{path} is not in the format of tokenizers: '
                         f'{type(error).__name__}: {error}') from None
 
@@ -151,7 +154,7 @@ def read_tensors(paths):
     for path in paths:
         try:
             tensors |= safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
             raise UserError(f'{path} is no whole .safetensors: {first_line(error)}') from None
     return tensors
 
@@ -170,12 +173,15 @@ def import_safetensors():
 def export_model(out_dir, dest):
     """Write the checkpoint of out_dir as the folder dest, whole or not at all."""
     state, safetensors = load(out_dir), import_safetensors()
-    shape = GPTConfig(**{name: state['config'][name] for name in SHAPE}).resolved()
+    with damaged(out_dir):
+        shape = GPTConfig(**{name: state['config'][name] for name in SHAPE}).resolved()
+        check_weights(state['model'], shape)
     layout = layouts.choose_layout(shape)
     if dest.is_file() or dest.is_dir() and any(dest.iterdir()):
         raise UserError(f'{dest} is there already; name a folder that is not, or remove it')
     tensors, written = layouts.to_theirs(state['model'], layout, shape)
-    contents = json_files(layouts.describe_shape(layout, written), state['tokenizer'], shape)
+    with damaged(out_dir):
+        contents = json_files(layouts.describe_shape(layout, written), state['tokenizer'], shape)
     folder = Path(f'{dest}.tmp')
     try:
         folder.mkdir(parents=True, exist_ok=True)

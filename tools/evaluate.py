@@ -7,8 +7,10 @@
 """
 
 import contextlib
+import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ import torch
 
 import folio.options
 from folio import cli, journal
-from folio.checkpoint import check_vocabulary, load
+from folio.checkpoint import check_vocabulary, damaged, load
 from folio.cli import UserError
 from folio.machine import open_machine
 from folio.options import InPath, OutPath
@@ -57,7 +59,11 @@ def main(argv):
     check_combinations(options, given)
     out = sys.stdout
     with contextlib.redirect_stdout(sys.stderr if options.json else out):
-        numbers = compare(options) if options.compare else evaluate(options)
+        if options.compare:
+            with damaged(f'a log.jsonl of {", ".join(options.compare)}'):
+                numbers = compare(options)
+        else:
+            numbers = evaluate(options)
     if numbers and options.json:
         print(json.dumps(finite(numbers)))
 
@@ -86,11 +92,12 @@ def finite(value):
 def evaluate(options):
     """Print the numbers of a checkpoint; returns them as a dict, but by rank 0 only."""
     state = load(options.out_dir)
-    options.dtype = options.dtype or state['config'].get('dtype', 'auto')
+    options.dtype = options.dtype or saved_option(state, 'dtype') or 'auto'
     with open_machine(options) as machine:
         machine.choose(options)
-        model = from_checkpoint(state).to(machine.device)
-        tokenizer = Tokenizer(state['tokenizer']) if state['tokenizer'] else None
+        with damaged(options.out_dir):
+            model = from_checkpoint(state).to(machine.device)
+            tokenizer = Tokenizer(state['tokenizer']) if state['tokenizer'] else None
         check_model(options, model, tokenizer)
         print(f'{options.out_dir} (step {state.get("step", 0):,}), '
               f'{count_parameters(model):,} parameters; {machine}', flush=True)
@@ -106,6 +113,13 @@ def evaluate(options):
         return None if machine.rank else numbers
 
 
+def saved_option(state, name):
+    """What the run of a checkpoint had for an option of this script, or None."""
+    field, = (field for field in dataclasses.fields(EvaluateConfig) if field.name == name)
+    return folio.options.checked(f'the {name} of the checkpoint', state['config'].get(name), field,
+                                 typed=False)
+
+
 def check_model(options, model, tokenizer):
     """UserError for options that don't fit the checkpoint."""
     most = {'context': model.config.block_size,
@@ -113,6 +127,9 @@ def check_model(options, model, tokenizer):
     for name, limit in most.items():
         if (getattr(options, name) or 1) > limit:
             raise UserError(f'{name} must be from 1 to {limit}, not {getattr(options, name)}')
+    if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(f'{options.out_dir} is damaged: its tokenizer has {tokenizer.vocab_size:,} '
+                        f'ids, its model {model.config.vocab_size:,}')
     if (options.file or options.task) and tokenizer is None:
         raise UserError(f'{options.out_dir} has no tokenizer, so it can\'t read a text')
 
@@ -139,7 +156,7 @@ def print_numbers(numbers):
 
 def evaluate_split(options, state, model, tokenizer, machine):
     """The numbers of a data set's split, a dict."""
-    name = options.dataset or state['config'].get('dataset')
+    name = options.dataset or saved_option(state, 'dataset')
     if name is None:
         raise UserError(f'{options.out_dir} was not trained here; name a data set, --dataset=NAME')
     train_tokens, val_tokens, meta = open_corpus(name)
@@ -204,7 +221,7 @@ def compare(options):
               f'{seconds // 60}:{seconds % 60:02} | {numbers["loss"]:.4f} | '
               f'{"" if bits is None else f"{bits:.4f}"} |')
     default = folio.options.ROOT / 'out' / 'compare.png'
-    draw_runs(logs, Path(options.picture or default).expanduser())
+    draw_runs(logs, Path(os.path.expanduser(options.picture or default)))
     return table
 
 

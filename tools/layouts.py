@@ -91,7 +91,7 @@ def read_shape(description, path):
         return GPTConfig(**layout.holds | sizes | {
             'norm_weight': True, 'mlp': read_activation(layout, description),
             'bias': read_bias(description), 'rope_theta': read_theta(description)}).resolved()
-    except (AttributeError, TypeError, ValueError) as error:  # such as a text for a dict
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f'{path}: {error}') from None
 
 
