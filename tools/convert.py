@@ -44,6 +44,7 @@ class ConvertConfig:
 
 
 def main(argv):
+    """Convert in the direction that the options name."""
     options, _ = folio.options.parse(ConvertConfig, argv)
     if (options.from_ is None) == (options.to is None):
         raise UserError('give either --from=gpt2 (or a folder) or --to=hf')
@@ -61,18 +62,7 @@ def import_model(source, out_dir):
     """Make a checkpoint in out_dir of a folder, or of the hub's files called `source`."""
     name = Path(source).resolve().name
     folder = Path(out_dir).expanduser() if out_dir else folio.options.ROOT / 'out' / name
-    origin = folio.options.find(source)
-    origin = origin if origin.is_dir() else fetch_model(source)
-    description = read_json(origin / 'config.json')
-    shape = layouts.read_shape(description, origin / 'config.json')
-    spec = read_tokenizer(origin, name)
-    if spec and (size := Tokenizer(spec).vocab_size) > shape.vocab_size:
-        raise UserError(f'{source}: its tokenizer has {size:,} ids, its model {shape.vocab_size:,}')
-    tensors = read_tensors(weight_files(origin))
-    try:
-        weights = layouts.to_ours(tensors, description['model_type'], shape)
-    except UserError as error:
-        raise UserError(f'{source}: {error}') from None
+    shape, weights, spec = read_model(source, name)
     move_old_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = dataclasses.asdict(shape) | {'dataset': None, 'out_dir': str(folder)}
@@ -80,6 +70,22 @@ def import_model(source, out_dir):
           'seconds': 0.0, 'best_loss': math.inf}, folder / 'ckpt.pt')
     layers = f'{shape.n_layer} layers of {shape.n_embd:,} channels, context {shape.block_size:,}'
     print(f'{cli.short(folder / "ckpt.pt")}: {layers}, {name_of(spec)}')
+
+
+def read_model(source, name):
+    """(resolved GPTConfig, state_dict, tokenizer's dict or None) of a folder or a model's name."""
+    folder = folio.options.find(source)
+    folder = folder if folder.is_dir() else fetch_model(source)
+    description = read_json(folder / 'config.json')
+    shape = layouts.read_shape(description, folder / 'config.json')
+    spec = read_tokenizer(folder, name)
+    if spec and (size := Tokenizer(spec).vocab_size) > shape.vocab_size:
+        raise UserError(f'{source}: its tokenizer has {size:,} ids, its model {shape.vocab_size:,}')
+    tensors = read_tensors(weight_files(folder))
+    try:
+        return shape, layouts.to_ours(tensors, description['model_type'], shape), spec
+    except UserError as error:
+        raise UserError(f'{source}: {error}') from None
 
 
 def fetch_model(name):
@@ -169,14 +175,21 @@ def import_safetensors():
 
 def export_model(out_dir, dest):
     """Write the checkpoint of out_dir as the folder dest, whole or not at all."""
-    state, safetensors = load(out_dir), import_safetensors()
+    state = load(out_dir)
     shape = GPTConfig(**{name: state['config'][name] for name in SHAPE}).resolved()
     layout = layouts.choose_layout(shape)
     if dest.is_file() or dest.is_dir() and any(dest.iterdir()):
         raise UserError(f'{dest} is there already; name a folder that is not, or remove it')
     tensors, written = layouts.to_theirs(state['model'], layout, shape)
     contents = json_files(layouts.describe_shape(layout, written), state['tokenizer'], shape)
-    folder = Path(f'{dest}.tmp')
+    write_folder(dest, contents, tensors)
+    print(f'{dest}: {layouts.LAYOUTS[layout].architecture}, {name_of(state["tokenizer"])}')
+
+
+def write_folder(dest, contents, tensors):
+    """Write JSON contents, by file name, and tensors as the folder dest, absent or empty before;
+    UserError where that fails, and nothing is left of it."""
+    safetensors, folder = import_safetensors(), Path(f'{dest}.tmp')
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in contents.items():
@@ -190,7 +203,6 @@ def export_model(out_dir, dest):
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(f'{dest} could not be written (is the disk full?): {first_line(error)}'
                         ) from None
-    print(f'{dest}: {layouts.LAYOUTS[layout].architecture}, {name_of(state["tokenizer"])}')
 
 
 def json_files(description, spec, shape):

@@ -8,7 +8,6 @@
 
 import contextlib
 import json
-import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -53,10 +52,10 @@ class EvaluateConfig:
 
 
 def main(argv):
+    """Print the numbers of a checkpoint, or the table of several runs."""
     options, given = folio.options.parse(EvaluateConfig, argv)
     check_combinations(options, given)
-    out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr if options.json else out):
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         numbers = compare(options) if options.compare else evaluate(options)
     if numbers and options.json:
         print(json.dumps(finite(numbers)))
@@ -69,18 +68,14 @@ def check_combinations(options, given):
     unused = {'task': ('eval_tokens', 'per_line', 'stride', 'dataset', 'split'),
               'file': ('dataset', 'split')}
     for name, others in unused.items():
-        for other in others if getattr(options, name) else ():
-            if given.get(other):
-                raise UserError(f'--{other} means nothing with --{name}={getattr(options, name)}')
+        value, wrong = getattr(options, name), [other for other in others if given.get(other)]
+        if value and wrong:
+            raise UserError(f'--{wrong[0]} means nothing with --{name}={value}')
 
 
 def finite(value):
     """The same, with None for the numbers that JSON has no word for."""
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
 def evaluate(options):
@@ -107,9 +102,8 @@ def evaluate(options):
 
 def check_model(options, model, tokenizer):
     """UserError for options that don't fit the checkpoint."""
-    most = {'context': model.config.block_size,
-            'stride': options.context or model.config.block_size}
-    for name, limit in most.items():
+    block_size = model.config.block_size
+    for name, limit in ('context', block_size), ('stride', options.context or block_size):
         if (getattr(options, name) or 1) > limit:
             raise UserError(f'{name} must be from 1 to {limit}, not {getattr(options, name)}')
     if (options.file or options.task) and tokenizer is None:
@@ -174,19 +168,13 @@ def measure_tokens(options, model, tokens, tokenizer, machine, groups=None):
 
 def line_numbers(text, ids, tokenizer):
     """Which line each token begins in, from 0, (N,); a newline ends the line before it."""
-    newlines = np.flatnonzero(np.frombuffer(text.encode(), np.uint8) == ord('\n'))
-    return torch.from_numpy(np.searchsorted(newlines, token_places(text, ids, tokenizer)))
-
-
-def token_places(text, ids, tokenizer):
-    """At which byte of the text each token begins, (N,)."""
-    if tokenizer.kind == 'json':  # its tokens may hold other bytes than the text
-        sizes = [len(char.encode()) for char in text]
-        return np.cumsum([0] + sizes)[tokenizer.offsets(text)]
-    pieces = map(str.encode, text) if tokenizer.kind == 'char' else (  # it may be an unknown one
-        tokenizer.token_bytes[i] for i in ids)
-    sizes = [len(piece) for piece in pieces]
-    return np.cumsum([0] + sizes[:-1])
+    if tokenizer.kind in ('char', 'json'):  # whose tokens may hold other bytes than the text
+        places = tokenizer.offsets(text) if tokenizer.kind == 'json' else np.arange(len(text))
+        newlines = [char == '\n' for char in text]
+    else:
+        places = np.arange(len(ids))
+        newlines = [tokenizer.token_bytes[i].count(b'\n') for i in ids]
+    return torch.from_numpy(np.cumsum([0] + newlines)[places])
 
 
 # --- several runs --------------------------------------------------------------------------------
