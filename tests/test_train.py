@@ -825,7 +825,7 @@ def test_a_run_with_nohup_goes_on_when_the_terminal_is_gone(prepared, checkout):
     assert checkpoint.load(checkout / 'nohup/ckpt.pt')['step'] == 300
 
 
-@pytest.mark.parametrize('script', ['train.py', 'sample.py'])
+@pytest.mark.parametrize('script', ['train.py', 'sample.py', 'tools/evaluate.py'])
 def test_an_interrupt_while_torch_is_loaded_is_quiet(prepared, script):
     process = prepared('-X', 'importtime', script, '--out_dir=nowhere')
     for line in process.stderr:

@@ -8,35 +8,41 @@ so that a noisy machine is noisy for all; what is printed are medians.
 """
 
 import contextlib
+import functools
 import importlib.util
 import io
-import multiprocessing
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from folio import cli  # first of all, for then an interrupt while torch is loaded is quiet
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.benchmark import Timer
 
 import folio.options
 import model
 import prepare
 import train
-from folio import cli
-from folio.cli import UserError, progress_bar
+from folio.cli import UserError, first_line, progress_bar
 from folio.machine import Machine, choose_device, choose_dtype, keep_memory
 from folio.optim import make_optimizers
 from folio.options import InPath
+from tools.measure import TextTokens
 
 GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'mlp': 'gelu',
         'qk_norm': False, 'bias': False, 'tied': True}  # as nanoGPT has it by default
@@ -66,8 +72,10 @@ class BenchConfig:
 
 
 def main(argv):
+    """Print a table for each size, then those of texts."""
     options, _ = folio.options.parse(BenchConfig, argv)
-    for size in filter(None, options.sizes):
+    sizes = list(filter(None, options.sizes))
+    for size in sizes:
         if size not in SIZES:
             raise UserError(f'no size {size}; there are {", ".join(SIZES)}')
     if options.against and not (folio.options.find(options.against) / 'model.py').is_file():
@@ -75,7 +83,7 @@ def main(argv):
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     print(f'{Machine(device, dtype)}; {torch.get_num_threads()} threads, torch {torch.__version__}')
-    for size in filter(None, options.sizes):
+    for size in sizes:
         compare_steps(size, options, device, dtype)
     if options.text_mb:
         compare_texts(options.text_mb)
@@ -104,64 +112,47 @@ def compare_steps(size, options, device, dtype):
 
 def take_turns(names, size, options):
     """({name: median seconds a step}, {name: peak bytes}) of the contenders."""
-    pipes, times, memory = {}, {name: [] for name in names}, {}
+    times, memory = defaultdict(list), {}
     with contextlib.ExitStack() as stack, progress_bar(
             total=len(names) * (options.rounds + 1), desc=size) as bar:
-        for turn in range(options.rounds + 1):
-            for name in names:
-                if turn == 0:  # starts and warms up, and is not counted
-                    pipes[name] = stack.enter_context(contender(name, size, options))
-                else:
-                    pipes[name].send(None)
-                try:
-                    seconds, memory[name] = pipes[name].recv()
-                except EOFError:
-                    raise UserError(f'{size}: {name} failed') from None
-                times[name].append(seconds)
-                bar.update()
-    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}, memory
+        pools = {name: stack.enter_context(ProcessPoolExecutor(1, get_context('spawn')))
+                 for name in names}
+        for name in names * (options.rounds + 1):
+            step = pools[name].submit(take_step, name, size, options.device, options.dtype,
+                                      options.against)
+            try:
+                seconds, memory[name] = step.result()
+            except Exception as error:  # whatever a contender raises, or how it ends
+                raise UserError(f'{size}: {name} failed: {first_line(error)}') from None
+            times[name].append(seconds)
+            bar.update()
+    return {name: statistics.median(times[name][1:]) for name in names}, memory  # [0] warms up
 
 
-@contextlib.contextmanager
-def contender(name, size, options):
-    """The pipe to a new process that runs `contend`; it ends with the pipe."""
-    context = multiprocessing.get_context('spawn')
-    pipe, other = context.Pipe()
-    process = context.Process(target=contend, args=(other, name, size, options))
-    process.start()
-    other.close()
-    try:
-        yield pipe
-    finally:
-        pipe.close()
-        process.join()
+def take_step(name, size, device, dtype, against):
+    """(seconds, peak bytes) of a step, in the contender's process; options as in BenchConfig."""
+    device = choose_device(device)
+    step = make_step(name, size, device, choose_dtype(dtype, device), against)
+    start = time.perf_counter()
+    step()
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, peak_bytes(device)
 
 
-def contend(pipe, name, size, options):
-    """A contender's process: a step whenever it is asked for one; sends (seconds, peak bytes)."""
-    device = choose_device(options.device)
-    dtype = choose_dtype(options.dtype, device)
-    with tempfile.TemporaryDirectory() as folder:
-        shape = SIZES[size]
-        path = Path(folder, 'train.bin')
-        generator = np.random.default_rng(0)
-        generator.integers(0, shape['vocab_size'], 1 << 20, dtype=np.uint16).tofile(path)
-        tokens = prepare.Tokens([path], np.uint16, shape['vocab_size'])
-        if name == 'nanoGPT':
-            step = nanogpt_step(shape, folio.options.find(options.against), tokens, device)
-        else:
-            keep_memory()
-            step = our_step(name, shape, tokens, device, dtype)
-        for _ in range(3):
-            step()
-        with contextlib.suppress(EOFError, BrokenPipeError):
-            while True:
-                start = time.perf_counter()
-                step()
-                if device.type == 'cuda':
-                    torch.cuda.synchronize()
-                pipe.send((time.perf_counter() - start, peak_bytes(device)))
-                pipe.recv()
+@functools.cache  # one a process
+def make_step(name, size, device, dtype, against):
+    """The function that takes a contender's step, after a few to warm up."""
+    shape = SIZES[size]
+    tokens = TextTokens(np.random.default_rng(0).integers(0, shape['vocab_size'], 1 << 20))
+    if name == 'nanoGPT':
+        step = nanogpt_step(shape, folio.options.find(against), tokens, device)
+    else:
+        keep_memory()
+        step = our_step(name, shape, tokens, device, dtype)
+    for _ in range(3):
+        step()
+    return step
 
 
 def peak_bytes(device):
@@ -220,22 +211,16 @@ class Encoder(nn.Module):
 
 def nanogpt_step(shape, path, tokens, device):
     """A step of nanoGPT's train.py with its model.py, in the formats it takes by default."""
-    spec = importlib.util.spec_from_file_location('nanogpt', Path(path, 'model.py'))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    fields = {name: value for name, value in shape.items() if name != 'batch_size'}
-    with contextlib.redirect_stdout(io.StringIO()):
-        network = module.GPT(module.GPTConfig(**{'dropout': 0.0, 'bias': False} | fields))
-        optimizer = network.to(device).configure_optimizers(0.1, 1e-3, (0.9, 0.99), device.type)
-    T = shape['block_size']
-    runner = torch.compile(network) if device.type == 'cuda' else network
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda')
+    network, optimizer = load_nanogpt(shape, path, device)
+    T, on_gpu = shape['block_size'], device.type == 'cuda'
+    runner = torch.compile(network) if on_gpu else network
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=on_gpu)
 
     def step():
-        starts = torch.randint(len(tokens) - T, (shape['batch_size'],))
-        x, y = (torch.stack([torch.from_numpy(tokens.read(int(i) + shift, T).astype(np.int64))
-                             for i in starts]) for shift in (0, 1))
-        if device.type == 'cuda':
+        starts = torch.randint(len(tokens) - T, (shape['batch_size'],)).tolist()
+        windows = torch.from_numpy(tokens.windows(starts, T + 1))
+        x, y = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        if on_gpu:
             x, y = (z.pin_memory().to(device, non_blocking=True) for z in (x, y))
         with autocast:
             _, loss = runner(x, y)
@@ -246,18 +231,24 @@ def nanogpt_step(shape, path, tokens, device):
     return step
 
 
-def matrix_rate(tokens, n_embd, device, dtype, seconds=1.0):
-    """FLOP/s of the MLP's matrix product at this size, the fastest of many."""
-    x = torch.randn(tokens, n_embd, device=device, dtype=dtype)
-    w = torch.randn(n_embd, 4 * n_embd, device=device, dtype=dtype)
-    best, end = float('inf'), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        x @ w
-        if device.type == 'cuda':
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 8 * tokens * n_embd ** 2 / best
+def load_nanogpt(shape, path, device):
+    """(network, optimizer) of the model.py in the folder `path`, which prints as it makes them."""
+    spec = importlib.util.spec_from_file_location('nanogpt', Path(path, 'model.py'))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    fields = {name: value for name, value in shape.items() if name != 'batch_size'}
+    with contextlib.redirect_stdout(io.StringIO()):
+        network = module.GPT(module.GPTConfig(**{'dropout': 0.0, 'bias': False} | fields))
+        network.to(device)
+        return network, network.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device.type)
+
+
+def matrix_rate(tokens, n_embd, device, dtype):
+    """FLOP/s of the MLP's matrix product at this size, the fastest of a second's."""
+    operands = {'x': torch.randn(tokens, n_embd, device=device, dtype=dtype),
+                'w': torch.randn(n_embd, 4 * n_embd, device=device, dtype=dtype)}
+    timer = Timer('x @ w', globals=operands, num_threads=torch.get_num_threads())
+    return 8 * tokens * n_embd ** 2 / min(timer.blocked_autorange(min_run_time=1).times)
 
 
 def flops_per_token(shape):
@@ -275,14 +266,13 @@ name, path = sys.argv[1], pathlib.Path(sys.argv[2])
 folio.options.ROOT = path.parent
 if ',' in name:
     encoding = folio.tokenizer.Tokenizer(folio.tokenizer.tiktoken_spec('gpt2')).encoding
-    whole = path.read_text(encoding='utf-8', errors='ignore')
-    size = folio.texts.PIECE
+    whole, size = path.read_text(encoding='utf-8', errors='ignore'), folio.texts.PIECE
     pieces = [whole[i:i + size] for i in range(0, len(whole), size)]
-start = time.perf_counter()
-if ',' in name:
-    encoding.encode_ordinary_batch(pieces, num_threads=os.cpu_count())
+    work = lambda: encoding.encode_ordinary_batch(pieces, num_threads=os.cpu_count())
 else:
-    prepare.main([f'--input={path}', f'--tokenizer={name}', '--name=text'])
+    work = lambda: prepare.main([f'--input={path}', f'--tokenizer={name}', '--name=text'])
+start = time.perf_counter()
+work()
 status = pathlib.Path('/proc/self/status')  # only Linux has it
 kilobytes = status.read_text().split('VmHWM:')[1].split()[0] if status.exists() else 'nan'
 print(time.perf_counter() - start, 1024 * float(kilobytes))

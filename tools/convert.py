@@ -20,8 +20,10 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from folio import cli  # first of all, for then an interrupt while torch is loaded is quiet
+
+# isort: split
 import folio.options
-from folio import cli
 from folio.checkpoint import damaged, load, move_old_run, save
 from folio.cli import UserError, first_line
 from folio.options import OutPath
@@ -44,6 +46,7 @@ class ConvertConfig:
 
 
 def main(argv):
+    """Convert in the direction that the options name."""
     options, _ = folio.options.parse(ConvertConfig, argv)
     if (options.from_ is None) == (options.to is None):
         raise UserError('give either --from=gpt2 (or a folder) or --to=hf')
@@ -61,21 +64,7 @@ def import_model(source, out_dir):
     """Make a checkpoint in out_dir of a folder, or of the hub's files called `source`."""
     name = Path(source).resolve().name
     folder = Path(os.path.expanduser(out_dir)) if out_dir else folio.options.ROOT / 'out' / name
-    origin = folio.options.find(source)
-    origin = origin if origin.is_dir() else fetch_model(source)
-    description = read_json(origin / 'config.json')
-    shape = layouts.read_shape(description, origin / 'config.json')
-    spec = read_tokenizer(origin, name)
-    with damaged(origin / 'tokenizer.json'):
-        size = Tokenizer(spec).vocab_size if spec else 0
-    if size > shape.vocab_size:
-        raise UserError(f'{source}: its tokenizer has {size:,} ids, its model {shape.vocab_size:,}')
-    tensors = read_tensors(weight_files(origin))
-    try:
-        with damaged(origin):
-            weights = layouts.to_ours(tensors, description['model_type'], shape)
-    except UserError as error:
-        raise UserError(f'{source}: {error}') from None
+    shape, weights, spec = read_model(source, name)
     move_old_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = dataclasses.asdict(shape) | {'dataset': None, 'out_dir': str(folder)}
@@ -83,6 +72,25 @@ def import_model(source, out_dir):
           'seconds': 0.0, 'best_loss': math.inf}, folder / 'ckpt.pt')
     layers = f'{shape.n_layer} layers of {shape.n_embd:,} channels, context {shape.block_size:,}'
     print(f'{cli.short(folder / "ckpt.pt")}: {layers}, {name_of(spec)}')
+
+
+def read_model(source, name):
+    """(resolved GPTConfig, state_dict, tokenizer's dict or None) of a folder or a model's name."""
+    folder = folio.options.find(source)
+    folder = folder if folder.is_dir() else fetch_model(source)
+    description = read_json(folder / 'config.json')
+    shape = layouts.read_shape(description, folder / 'config.json')
+    spec = read_tokenizer(folder, name)
+    with damaged(folder / 'tokenizer.json'):
+        size = Tokenizer(spec).vocab_size if spec else 0
+    if size > shape.vocab_size:
+        raise UserError(f'{source}: its tokenizer has {size:,} ids, its model {shape.vocab_size:,}')
+    tensors = read_tensors(weight_files(folder))
+    try:
+        with damaged(folder):
+            return shape, layouts.to_ours(tensors, description['model_type'], shape), spec
+    except UserError as error:
+        raise UserError(f'{source}: {error}') from None
 
 
 def fetch_model(name):
@@ -172,7 +180,7 @@ def import_safetensors():
 
 def export_model(out_dir, dest):
     """Write the checkpoint of out_dir as the folder dest, whole or not at all."""
-    state, safetensors = load(out_dir), import_safetensors()
+    state = load(out_dir)
     with damaged(out_dir):
         shape = GPTConfig(**{name: state['config'][name] for name in SHAPE}).resolved()
         check_weights(state['model'], shape)
@@ -182,7 +190,14 @@ def export_model(out_dir, dest):
     tensors, written = layouts.to_theirs(state['model'], layout, shape)
     with damaged(out_dir):
         contents = json_files(layouts.describe_shape(layout, written), state['tokenizer'], shape)
-    folder = Path(f'{dest}.tmp')
+    write_folder(dest, contents, tensors)
+    print(f'{dest}: {layouts.LAYOUTS[layout].architecture}, {name_of(state["tokenizer"])}')
+
+
+def write_folder(dest, contents, tensors):
+    """Write JSON contents, by file name, and tensors as the folder dest, absent or empty before;
+    UserError where that fails, and nothing is left of it."""
+    safetensors, folder = import_safetensors(), Path(f'{dest}.tmp')
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in contents.items():
@@ -196,7 +211,6 @@ def export_model(out_dir, dest):
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(f'{dest} could not be written (is the disk full?): {first_line(error)}'
                         ) from None
-    print(f'{dest}: {layouts.LAYOUTS[layout].architecture}, {name_of(state["tokenizer"])}')
 
 
 def json_files(description, spec, shape):

@@ -7,9 +7,7 @@
 """
 
 import contextlib
-import dataclasses
 import json
-import math
 import os
 import sys
 import time
@@ -19,12 +17,15 @@ from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from folio import cli  # first of all, for then an interrupt while torch is loaded is quiet
+
+# isort: split
 import numpy as np
 import torch
 
 import folio.options
-from folio import cli, journal
-from folio.checkpoint import check_vocabulary, damaged, load
+from folio import journal
+from folio.checkpoint import check_vocabulary, damaged, inherit, load
 from folio.cli import UserError
 from folio.machine import open_machine
 from folio.options import InPath, OutPath
@@ -51,19 +52,19 @@ class EvaluateConfig:
     picture: OutPath | None = None  # the file that compare draws; None: out/compare.png
     json: bool = False  # print one JSON object
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
-    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] | None = None  # None: the run's own
+    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # not given: the run's own
 
 
 def main(argv):
+    """Print the numbers of a checkpoint, or the table of several runs."""
     options, given = folio.options.parse(EvaluateConfig, argv)
     check_combinations(options, given)
-    out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr if options.json else out):
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         if options.compare:
             with damaged(f'a log.jsonl of {", ".join(options.compare)}'):
                 numbers = compare(options)
         else:
-            numbers = evaluate(options)
+            numbers = evaluate(options, given)
     if numbers and options.json:
         print(json.dumps(finite(numbers)))
 
@@ -75,56 +76,54 @@ def check_combinations(options, given):
     unused = {'task': ('eval_tokens', 'per_line', 'stride', 'dataset', 'split'),
               'file': ('dataset', 'split')}
     for name, others in unused.items():
-        for other in others if getattr(options, name) else ():
-            if given.get(other):
-                raise UserError(f'--{other} means nothing with --{name}={getattr(options, name)}')
+        value, wrong = getattr(options, name), [other for other in others if given.get(other)]
+        if value and wrong:
+            raise UserError(f'--{wrong[0]} means nothing with --{name}={value}')
 
 
 def finite(value):
     """The same, with None for the numbers that JSON has no word for."""
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
-def evaluate(options):
+def evaluate(options, given):
     """Print the numbers of a checkpoint; returns them as a dict, but by rank 0 only."""
-    state = load(options.out_dir)
-    options.dtype = options.dtype or saved_option(state, 'dtype') or 'auto'
     with open_machine(options) as machine:
-        machine.choose(options)
-        with damaged(options.out_dir):
-            model = from_checkpoint(state).to(machine.device)
-            tokenizer = Tokenizer(state['tokenizer']) if state['tokenizer'] else None
-        check_model(options, model, tokenizer)
-        print(f'{options.out_dir} (step {state.get("step", 0):,}), '
-              f'{count_parameters(model):,} parameters; {machine}', flush=True)
+        options, model, tokenizer = machine.together(open_model, options, given, machine)
         begin = time.perf_counter()
         if options.task:
             numbers = lambada.lambada(model, tokenizer, options.file, options.context, machine)
         elif options.file:
             numbers = evaluate_file(options, model, tokenizer, machine)
         else:
-            numbers = evaluate_split(options, state, model, tokenizer, machine)
+            numbers = evaluate_split(options, model, tokenizer, machine)
         numbers['seconds'] = round(time.perf_counter() - begin, 3)
         print_numbers(numbers)
         return None if machine.rank else numbers
 
 
-def saved_option(state, name):
-    """What the run of a checkpoint had for an option of this script, or None."""
-    field, = (field for field in dataclasses.fields(EvaluateConfig) if field.name == name)
-    return folio.options.checked(f'the {name} of the checkpoint', state['config'].get(name), field,
-                                 typed=False)
+def open_model(options, given, machine):
+    """(options, model, tokenizer or None): the run's own dtype and data set unless others are
+    given, and what its checkpoint holds, which is said."""
+    state = load(options.out_dir)
+    options = inherit(options, given, state['config'], fixed=[], names=['dtype', 'dataset'])
+    machine.choose(options)
+    with damaged(options.out_dir):
+        model = from_checkpoint(state).to(machine.device)
+        tokenizer = Tokenizer(state['tokenizer']) if state['tokenizer'] else None
+    check_model(options, model, tokenizer)
+    print(f'{options.out_dir} (step {state.get("step", 0):,}), '
+          f'{count_parameters(model):,} parameters; {machine}')
+    if 'versions' in state:
+        print('trained with', ', '.join(f'{name} {value}' for name, value
+                                        in state['versions'].items() if value), flush=True)
+    return options, model, tokenizer
 
 
 def check_model(options, model, tokenizer):
     """UserError for options that don't fit the checkpoint."""
-    most = {'context': model.config.block_size,
-            'stride': options.context or model.config.block_size}
-    for name, limit in most.items():
+    block_size = model.config.block_size
+    for name, limit in ('context', block_size), ('stride', options.context or block_size):
         if (getattr(options, name) or 1) > limit:
             raise UserError(f'{name} must be from 1 to {limit}, not {getattr(options, name)}')
     if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
@@ -154,13 +153,13 @@ def print_numbers(numbers):
 
 # --- a corpus, or a text -------------------------------------------------------------------------
 
-def evaluate_split(options, state, model, tokenizer, machine):
+def evaluate_split(options, model, tokenizer, machine):
     """The numbers of a data set's split, a dict."""
-    name = options.dataset or saved_option(state, 'dataset')
+    name = options.dataset
     if name is None:
         raise UserError(f'{options.out_dir} was not trained here; name a data set, --dataset=NAME')
     train_tokens, val_tokens, meta = open_corpus(name)
-    check_vocabulary(name, meta, state['tokenizer'], model.config.vocab_size)
+    check_vocabulary(name, meta, tokenizer and tokenizer.spec, model.config.vocab_size)
     tokens = val_tokens if options.split == 'val' else train_tokens
     if len(tokens) < 2:
         raise UserError(f'{name} has {len(tokens)} tokens for {options.split}; that takes 2')
@@ -192,19 +191,13 @@ def measure_tokens(options, model, tokens, tokenizer, machine, groups=None):
 
 def line_numbers(text, ids, tokenizer):
     """Which line each token begins in, from 0, (N,); a newline ends the line before it."""
-    newlines = np.flatnonzero(np.frombuffer(text.encode(), np.uint8) == ord('\n'))
-    return torch.from_numpy(np.searchsorted(newlines, token_places(text, ids, tokenizer)))
-
-
-def token_places(text, ids, tokenizer):
-    """At which byte of the text each token begins, (N,)."""
-    if tokenizer.kind == 'json':  # its tokens may hold other bytes than the text
-        sizes = [len(char.encode()) for char in text]
-        return np.cumsum([0] + sizes)[tokenizer.offsets(text)]
-    pieces = map(str.encode, text) if tokenizer.kind == 'char' else (  # it may be an unknown one
-        tokenizer.token_bytes[i] for i in ids)
-    sizes = [len(piece) for piece in pieces]
-    return np.cumsum([0] + sizes[:-1])
+    if tokenizer.kind in ('char', 'json'):  # whose tokens may hold other bytes than the text
+        places = tokenizer.offsets(text) if tokenizer.kind == 'json' else np.arange(len(text))
+        newlines = [char == '\n' for char in text]
+    else:
+        places = np.arange(len(ids))
+        newlines = [tokenizer.token_bytes[i].count(b'\n') for i in ids]
+    return torch.from_numpy(np.cumsum([0] + newlines)[places])
 
 
 # --- several runs --------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from folio.tokenizer import BYTES, CHARS, GPT2_PATTERN, bpe_spec, read_ranks
 GPT2_SHA256 = 'a57a62dc1129bcacabd1fdaf6bba1ecdb18d0c62b8bf410d55f50ce76a9a278c'  # see is_gpt2
 GPT2_SPECIAL = {'<|endoftext|>': 50256}
 EACH_CHARACTER = r'[\s\S]'
+BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True,
+              'use_regex': False}  # the step between bytes and GPT-2's visible characters
 
 
 # --- out -----------------------------------------------------------------------------------------
@@ -34,10 +36,9 @@ def to_json(spec):
 
 def char_parts(spec):
     """The parts of tokenizer.json that make ids of single characters."""
-    ids = {char: i for i, char in enumerate(spec['chars'])}
-    unknown = spec.get('unknown', '')  # '', in no vocabulary, makes any other an error
-    return {'pre_tokenizer': split(EACH_CHARACTER), 'decoder': {'type': 'Fuse'},
-            'model': {'type': 'WordLevel', 'vocab': ids, 'unk_token': unknown}}
+    model = {'type': 'WordLevel', 'vocab': {char: i for i, char in enumerate(spec['chars'])},
+             'unk_token': spec.get('unknown', '')}  # '', in no vocabulary, makes others an error
+    return {'pre_tokenizer': split(EACH_CHARACTER), 'decoder': {'type': 'Fuse'}, 'model': model}
 
 
 def byte_parts(spec):
@@ -52,13 +53,13 @@ def byte_parts(spec):
                              'end_of_word_suffix'))
     model = {'type': 'BPE', **nothing, 'fuse_unk': False, 'byte_fallback': False,
              'ignore_merges': True, 'vocab': ids, 'merges': merges}
-    before = cut_by(spec['pattern']) if learned else byte_level()
-    return {'pre_tokenizer': before, 'decoder': byte_level(), 'model': model}
+    before = cut_by(spec['pattern']) if learned else BYTE_LEVEL
+    return {'pre_tokenizer': before, 'decoder': BYTE_LEVEL, 'model': model}
 
 
 def cut_by(pattern):
     """The steps that cut a text by a pattern, then write its bytes as visible characters."""
-    return {'type': 'Sequence', 'pretokenizers': [split(pattern), byte_level()]}
+    return {'type': 'Sequence', 'pretokenizers': [split(pattern), BYTE_LEVEL]}
 
 
 def split(pattern):
@@ -66,12 +67,6 @@ def split(pattern):
     repetition; at the end of an alternative, where patterns have it, {1,3} matches the same."""
     regex = re.sub(r'(\{[\d,]+\})\+', r'\1', pattern)
     return {'type': 'Split', 'pattern': {'Regex': regex}, 'behavior': 'Isolated', 'invert': False}
-
-
-def byte_level():
-    """The step between bytes and GPT-2's visible characters."""
-    return {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True,
-            'use_regex': False}
 
 
 def visible(token):

@@ -10,33 +10,30 @@ import json
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-import prepare
 from folio.cli import UserError, progress_bar
+from prepare import recipe_files
 from tools.measure import perplexity, read_text, score, sequences_at_once
 
 
 def lambada(model, tokenizer, path, context, machine):
     """How often, and how surely, the model says the last words of a file of passages (None: the
     recipe's), a dict; one longer than `context` tokens (None: the model's) is cut on the left."""
-    path = path or machine.on_rank_0(recipe_file) or recipe_file()
+    if not path:  # rank 0 fetches the recipe's, if it is not there
+        path = (machine.on_rank_0(recipe_files, 'lambada') or recipe_files('lambada'))[0]
     context = context or model.config.block_size
     whole = list(read_passages(path, tokenizer, context))
     passages = [(ids[-context - 1:], count) for ids, count in whole]
-    cut = sum(len(a) > len(b) for (a, _), (b, _) in zip(whole, passages, strict=True))
+    cut = sum(len(ids) > context + 1 for ids, _ in whole)
     if cut:
         print(f'{cut:,} passages are longer than {context:,} tokens, and are cut on the left')
-    batches = list(by_length([len(ids) - 1 for ids, _ in passages], model.config.vocab_size))
+    lengths = [len(ids) - 1 for ids, _ in passages]
+    batches = list(by_length(lengths, model.config.vocab_size))
     nats, right = (say_last_words(passages, batches, model, machine) / len(passages)).tolist()
-    real = sum(len(ids) - 1 for ids, _ in passages)
-    padded = sum(len(batch) * (len(passages[batch[-1]][0]) - 1) for batch in batches)
-    return {'accuracy': right, 'perplexity': perplexity(nats),
-            'passages': len(passages), 'cut': cut, 'tokens': real, 'padding': 1 - real / padded}
-
-
-def recipe_file():
-    """The raw file of data/lambada.py, fetched first if it is not there."""
-    return prepare.recipe_files('lambada')[0]
+    padded = sum(len(batch) * lengths[batch[-1]] for batch in batches)
+    return {'accuracy': right, 'perplexity': perplexity(nats), 'passages': len(passages),
+            'cut': cut, 'tokens': sum(lengths), 'padding': 1 - sum(lengths) / padded}
 
 
 def say_last_words(passages, batches, model, machine):
@@ -65,10 +62,11 @@ def read_passages(path, tokenizer, context):
             raise UserError(f'{where} is no JSON object with a "text"') from None
         except UserError as error:
             raise UserError(f'{where}: {error}') from None
-        if not before or len(target) > context:
-            raise UserError(f'{where}: ' + ('no word stands before the last' if not before else
-                            f'the last word alone fills the context of {context} tokens'))
-        yield np.concatenate((first, target)).astype(np.int64), len(target)
+        if not before:
+            raise UserError(f'{where}: no word stands before the last')
+        if len(target) > context:
+            raise UserError(f'{where}: the last word alone fills the context of {context} tokens')
+        yield torch.from_numpy(np.concatenate((first, target)).astype(np.int64)), len(target)
 
 
 def encode_passage(tokenizer, before, word):
@@ -90,22 +88,18 @@ def by_length(lengths, vocab_size):
             yield batch
             batch = []
         batch.append(i)
-    if batch:
-        yield batch
+    yield batch
 
 
 @torch.no_grad()
 def last_words(passages, model, machine):
     """(2,): the nats of the passages' last words, and how many words are all greedy choices."""
-    T = max(len(ids) for ids, _ in passages) - 1
-    x, y = torch.zeros(2, len(passages), T, dtype=torch.int64)
-    y -= 1  # what is not to be predicted
-    for row, (ids, count) in enumerate(passages):
-        ids = torch.from_numpy(ids)
-        x[row, :len(ids) - 1] = ids[:-1]
-        y[row, len(ids) - 1 - count:len(ids) - 1] = ids[-count:]
+    ids = pad_sequence([ids for ids, _ in passages], batch_first=True)  # (B, T + 1)
+    asked = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, (passage, count) in enumerate(passages):
+        asked[row, len(passage) - count:len(passage)] = True
     with machine.autocast():
-        logits = model.forward(x.to(machine.device))[(y >= 0).to(machine.device)]
-    nats, ranks = score(logits, y[y >= 0].to(machine.device))
-    missed = torch.zeros(len(y)).index_add_(0, (y >= 0).nonzero()[:, 0], (ranks > 0).float())
-    return torch.stack((nats.sum(), (missed == 0).sum()))
+        logits = model.forward(ids[:, :-1].to(machine.device))[asked[:, 1:].to(machine.device)]
+    nats, ranks = score(logits, ids[asked].to(machine.device))
+    words = ranks.split([count for _, count in passages])
+    return torch.tensor([nats.sum(), sum(not word.any() for word in words)], dtype=torch.float64)

@@ -26,6 +26,7 @@ class Layout:
     keys: dict  # our options' keys in config.json
     absent: dict  # what it means where an option's key is missing; other options have to be there
     fixed: dict  # values that other keys must have
+    always: dict  # the values that our options take there, in whichever model
     activation_key: str  # of which their names and our mlp follow; the first is the default
     activations: dict
     names: dict  # our modules'; where ours holds several, theirs with spaces between
@@ -41,6 +42,7 @@ GPT2 = Layout(
     absent={'tied': True, 'n_inner': None, 'norm_eps': 1e-5},
     fixed={'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False,
            'add_cross_attention': False},
+    always={'norm_weight': True, 'bias': True},
     activation_key='activation_function',
     activations={'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_erf'},
     names={'wte': 'wte', 'wpe': 'wpe', 'norm': 'ln_f', 'blocks': 'h', 'norm1': 'ln_1',
@@ -53,9 +55,11 @@ LLAMA = Layout(
     keys={'vocab_size': 'vocab_size', 'tied': 'tie_word_embeddings',
           'block_size': 'max_position_embeddings', 'n_layer': 'num_hidden_layers',
           'n_head': 'num_attention_heads', 'n_kv_head': 'num_key_value_heads',
-          'n_embd': 'hidden_size', 'n_inner': 'intermediate_size', 'norm_eps': 'rms_norm_eps'},
-    absent={'tied': False, 'n_kv_head': None, 'norm_eps': 1e-6},
+          'n_embd': 'hidden_size', 'n_inner': 'intermediate_size', 'norm_eps': 'rms_norm_eps',
+          'bias': 'attention_bias'},
+    absent={'tied': False, 'n_kv_head': None, 'norm_eps': 1e-6, 'bias': False},
     fixed={},
+    always={'norm_weight': True},
     activation_key='hidden_act',
     activations={'silu': 'swiglu', 'swish': 'swiglu'},
     names={'wte': 'embed_tokens', 'norm': 'norm', 'blocks': 'layers',
@@ -67,12 +71,13 @@ LLAMA = Layout(
 QWEN3 = dataclasses.replace(
     LLAMA, architecture='Qwen3ForCausalLM',
     holds=LLAMA.holds | {'qk_norm': True, 'bias': False},
-    absent={'tied': False, 'norm_eps': 1e-6},
+    absent={'tied': False, 'norm_eps': 1e-6, 'bias': False},
     fixed={'use_sliding_window': False, 'attention_bias': False})
 NANOCHAT = dataclasses.replace(
     QWEN3, architecture='NanoChatForCausalLM',
     holds=QWEN3.holds | {'norm_weight': False},
     fixed={'final_logit_softcapping': None, 'attention_bias': False},
+    always={'tied': False},  # for_nanochat makes the embedding smaller than the head
     activations={'relu2': 'relu2'},
     names=LLAMA.names | {'mlp.up': 'mlp.fc1', 'mlp.proj': 'mlp.fc2'})
 LAYOUTS = {'gpt2': GPT2, 'llama': LLAMA, 'qwen3': QWEN3, 'nanochat': NANOCHAT}
@@ -86,12 +91,12 @@ def read_shape(description, path):
     there is none."""
     try:
         layout = find_layout(description)
-        sizes = read_sizes(layout, description)
-        check_head_size(description, sizes)
-        return GPTConfig(**layout.holds | sizes | {
-            'norm_weight': True, 'mlp': read_activation(layout, description),
-            'bias': read_bias(description), 'rope_theta': read_theta(description)}).resolved()
-    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        values = read_keys(layout, description)
+        check_heads_and_biases(description, values)
+        activation = description.get(layout.activation_key, [*layout.activations][0])
+        values |= {'mlp': layout.activations[activation], 'rope_theta': read_theta(description)}
+        return GPTConfig(**layout.holds | layout.always | values).resolved()
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:  # text for a dict
         raise UserError(f'{path}: {error}') from None
 
 
@@ -101,50 +106,40 @@ def find_layout(description):
     if name not in READABLE:
         raise ValueError(f'models of the architecture {name} are not read; '
                          f'{", ".join(READABLE)} are')
-    for key, value in LAYOUTS[name].fixed.items():
-        if description.get(key, value) != value:
-            raise ValueError(f'{key}={description[key]} is not read, only {value}')
-    return LAYOUTS[name]
+    layout = LAYOUTS[name]
+    readable = {key: [value] for key, value in layout.fixed.items()}
+    readable[layout.activation_key] = list(layout.activations)
+    for key, values in readable.items():
+        if description.get(key, values[0]) not in values:
+            raise ValueError(f'{key}={description[key]} is not read, only '
+                             f'{", ".join(map(str, values))}')
+    return layout
 
 
-def read_sizes(layout, description):
+def read_keys(layout, description):
     """The options of layout.keys, a dict."""
-    types, sizes = {field.name: field.type for field in dataclasses.fields(GPTConfig)}, {}
+    types, values = GPTConfig.__annotations__, {}
     for name, key in layout.keys.items():
         if key not in description and name not in layout.absent:
             raise ValueError(f'it has no {key}')
         value = description.get(key, layout.absent.get(name))
         try:
-            sizes[name] = options.as_type(value, types[name], False)
+            values[name] = options.as_type(value, types[name], False)
         except options.REFUSALS:
             raise ValueError(f'{key} is {value!r}') from None
-    return sizes
+    return values
 
 
-def check_head_size(description, sizes):
-    """ValueError where the head size is not n_embd / n_head."""
+def check_heads_and_biases(description, values):
+    """ValueError where heads are not n_embd / n_head wide, or only some linear layers have
+    biases."""
     head_size = description.get('head_dim') or 128 * (description['model_type'] == 'qwen3')
-    if head_size and head_size * sizes['n_head'] != sizes['n_embd']:
+    if head_size and head_size * values['n_head'] != values['n_embd']:
         raise ValueError(f'a head size of {head_size} is not read, for it is not n_embd / n_head = '
-                         f'{sizes["n_embd"]} / {sizes["n_head"]}')
-
-
-def read_activation(layout, description):
-    """The option mlp."""
-    theirs = description.get(layout.activation_key, next(iter(layout.activations)))
-    if theirs not in layout.activations:
-        raise ValueError(f'{layout.activation_key}={theirs} is not read, only '
-                         f'{", ".join(layout.activations)}')
-    return layout.activations[theirs]
-
-
-def read_bias(description):
-    """The option bias: in all linear layers or in none."""
-    name, bias = description['model_type'], bool(description.get('attention_bias'))
-    if name == 'llama' and bool(description.get('mlp_bias')) != bias:
+                         f'{values["n_embd"]} / {values["n_head"]}')
+    if description['model_type'] == 'llama' and values['bias'] != bool(description.get('mlp_bias')):
         raise ValueError('attention_bias and mlp_bias differ: either all linear layers have '
                          'biases, or none')
-    return bias or name == 'gpt2'
 
 
 def read_theta(description):
@@ -159,10 +154,10 @@ def read_theta(description):
 def choose_layout(shape):
     """The name of the layout that holds a resolved GPTConfig; UserError with the options in its way
     if none does."""
-    alike = [name for name, layout in LAYOUTS.items() if shape.mlp in layout.activations.values()]
-    name = min(alike or LAYOUTS, key=lambda name: len(obstacles(name, shape)))
-    if wrong := obstacles(name, shape):
-        values = ', '.join(f'{option}={getattr(shape, option)}' for option in wrong)
+    wrong = {name: obstacles(name, shape) for name in LAYOUTS}
+    name = min(LAYOUTS, key=lambda name: ('mlp' in wrong[name], len(wrong[name])))
+    if wrong[name]:
+        values = ', '.join(f'{option}={getattr(shape, option)}' for option in wrong[name])
         raise UserError(f'no layout of transformers holds this model; {name}\'s is the nearest, '
                         f'but {values} stands in the way')
     return name
@@ -171,20 +166,21 @@ def choose_layout(shape):
 def obstacles(name, shape):
     """The options whose values the layout can't hold, a list of names."""
     layout = LAYOUTS[name]
-    more = {'mlp': shape.mlp not in layout.activations.values(), 'n_layer': shape.n_layer == 0,
-            'n_kv_head': shape.n_kv_head != shape.n_head and 'n_kv_head' not in layout.keys,
-            'norm_eps': name == 'nanochat' and not shape.norm_eps}  # for_nanochat divides by it
-    return [option for option, value in layout.holds.items() if getattr(shape, option) != value
-            ] + [option for option, wrong in more.items() if wrong]
+    wrong = {option: getattr(shape, option) != value for option, value in layout.holds.items()}
+    wrong |= {'mlp': shape.mlp not in layout.activations.values(), 'n_layer': shape.n_layer == 0,
+              'n_kv_head': shape.n_kv_head != shape.n_head and 'n_kv_head' not in layout.keys,
+              'norm_eps': name == 'nanochat' and not shape.norm_eps}  # for_nanochat divides by it
+    return [option for option in wrong if wrong[option]]
 
 
 def describe_shape(name, shape):
     """The dict of config.json for a resolved GPTConfig in the layout called `name`."""
     layout = LAYOUTS[name]
-    theirs = [theirs for theirs, ours in layout.activations.items() if ours == shape.mlp]
-    description = {'model_type': name, 'architectures': [layout.architecture]}
+    description = {'model_type': name, 'architectures': [layout.architecture],
+                   'pad_token_id': None, 'dtype': 'float32'} | layout.fixed
     description |= {key: getattr(shape, option) for option, key in layout.keys.items()}
-    description |= layout.fixed | {layout.activation_key: theirs[0]}
+    description[layout.activation_key] = next(
+        theirs for theirs, ours in layout.activations.items() if ours == shape.mlp)
     if name == 'gpt2':
         description |= dict.fromkeys(('resid_pdrop', 'embd_pdrop', 'attn_pdrop'), 0.0)
         description['n_ctx'] = shape.block_size  # which llama.cpp's converter asks for
@@ -193,8 +189,8 @@ def describe_shape(name, shape):
             'head_dim': shape.n_embd // shape.n_head, 'rope_theta': shape.rope_theta,
             'rope_parameters': {'rope_type': 'default', 'rope_theta': shape.rope_theta}}
     if name == 'llama':
-        description |= {'attention_bias': shape.bias, 'mlp_bias': shape.bias}
-    return description | {'pad_token_id': None, 'dtype': 'float32'}
+        description['mlp_bias'] = shape.bias
+    return description
 
 
 # --- weights -------------------------------------------------------------------------------------
@@ -204,8 +200,7 @@ def entries(name, shape):
     name of the tensors of theirs that it holds one above the other, and whether those are
     transposed."""
     with torch.device('meta'):
-        model = GPT(dataclasses.replace(shape, norm_weight=name != 'nanochat',
-                                        bias=shape.bias or name == 'gpt2'))
+        model = GPT(dataclasses.replace(shape, **LAYOUTS[name].always))
     heights = model.stacked_matrices()
     for ours, p in model.named_parameters():
         module, _, kind = ours.rpartition('.')
@@ -232,17 +227,16 @@ def to_ours(tensors, name, shape):
     prefix, ours = LAYOUTS[name].prefix, {}
     tensors = {key if key.startswith((prefix, 'lm_head.')) else prefix + key: tensor
                for key, tensor in tensors.items() if not re.search(BUFFERS, key)}
-    head = tensors.pop('lm_head.weight', None) if shape.tied else None
     for key, sizes, transposed in entries(name, shape):
         ours[key] = torch.cat([take_tensor(tensors, *item, transposed)
                                for item in sizes.items()]).float()
+    if shape.tied:
+        ours['lm_head.weight'] = head = ours['wte.weight']
+        if not torch.equal(tensors.pop('lm_head.weight', head).float(), head):
+            raise UserError('the tensor lm_head.weight is not the embedding, though config.json '
+                            'says tie_word_embeddings')
     if tensors:
         raise UserError(f'the tensor {min(tensors)} has no place in a {name} of this config.json')
-    if shape.tied:
-        ours['lm_head.weight'] = ours['wte.weight']
-    if head is not None and not torch.equal(head.float(), ours['wte.weight']):
-        raise UserError('the tensor lm_head.weight is not the embedding, though config.json '
-                        'says tie_word_embeddings')
     return ours
 
 
@@ -259,21 +253,18 @@ def take_tensor(tensors, theirs, size, transposed):
 
 def to_theirs(state, name, shape):
     """(tensors, shape): our state_dict as theirs, and the GPTConfig that it has there."""
-    if name == 'nanochat':
-        state, shape = for_nanochat(state, shape)
     tensors = {}
     for key, sizes, transposed in entries(name, shape):
         heights = [size[0] for size in sizes.values()]
-        value = state.get(key)
-        if value is None:  # a norm's weight or a bias that our model does without
-            value = torch.full([sum(heights)], float(key.endswith('weight')))
-        for theirs, tensor in zip(sizes, value.split(heights), strict=True):
+        neutral = torch.full([sum(heights)], float(key.endswith('weight')))  # of a norm, or a bias
+        parts = state.get(key, neutral).split(heights)
+        for theirs, tensor in zip(sizes, parts, strict=True):
             tensors[theirs] = (tensor.T if transposed else tensor).contiguous()
-    return tensors, shape
+    return tensors, for_nanochat(tensors, shape) if name == 'nanochat' else shape
 
 
-def for_nanochat(state, shape):
-    """(state, shape) that make NanoChat's architecture compute what our model does.
+def for_nanochat(tensors, shape):
+    """Have tensors of ours compute the same in NanoChat's architecture; returns the GPTConfig.
 
     It turns RoPE the other way, so the halves of queries and keys change places. It also
     normalizes the embeddings; those are made so small that norm_eps outweighs them, and
@@ -281,16 +272,13 @@ def for_nanochat(state, shape):
     norms is `small` times ours, with small^2 times our eps, which cancel. The error is of the
     order of small^2, below float32's.
     """
-    small, result = 2.0 ** -12, dict(state)
-    half = shape.n_embd // shape.n_head // 2
-    for name, value in state.items():
-        if name.endswith('qkv.weight'):
-            heads = value.unflatten(0, (-1, 2 * half))  # (H + 2K, D, C)
-            turned, v = heads.split([shape.n_head + shape.n_kv_head, shape.n_kv_head])
-            heads = torch.cat((turned.roll(half, dims=1) * small, v))
-            result[name] = heads.flatten(0, 1)
-        elif name.endswith('proj.weight'):
-            result[name] = value * small
-    result['wte.weight'] = state['wte.weight'] * (small ** 2 * shape.norm_eps ** 0.5)
-    eps = small ** 2 * shape.norm_eps
-    return result, dataclasses.replace(shape, norm_eps=eps, tied=False)
+    small, half = 2.0 ** -12, shape.n_embd // shape.n_head // 2
+    for name, tensor in tensors.items():
+        if name.endswith(('q_proj.weight', 'k_proj.weight')):
+            halves = tensor.unflatten(0, (-1, 2, half))  # (H, 2, D/2, C)
+            tensors[name] = halves.flip(1).flatten(0, 2) * small
+        elif name.endswith(('o_proj.weight', 'fc2.weight')):
+            tensors[name] = tensor * small
+        elif name.endswith('embed_tokens.weight'):
+            tensors[name] = tensor * (small ** 2 * shape.norm_eps ** 0.5)
+    return dataclasses.replace(shape, norm_eps=small ** 2 * shape.norm_eps, tied=False)

@@ -52,25 +52,18 @@ def eval_windows(last, context, stride):
     """(start, length, new) of the windows over `last` predictions: the `new` at the end of each are
     those that the window before did not make."""
     end = 0
-    for start in itertools.count(0, stride):
+    for start in range(0, max(0, last - context) + stride, stride):
         before, end = end, min(start + context, last)
         yield start, end - start, end - before
-        if end == last:
-            return
 
 
 def eval_batches(last, context, stride, vocab_size):
     """(starts, length, new) of successive windows that are alike and that one pass takes together;
     starts: an array (B,)."""
-    size = sequences_at_once(context, vocab_size)
-    starts, alike = [], None
-    for start, length, new in eval_windows(last, context, stride):
-        if starts and (len(starts) == size or alike != (length, new)):
-            yield np.array(starts), *alike
-            starts = []
-        starts.append(start)
-        alike = length, new
-    yield np.array(starts), *alike
+    size, windows = sequences_at_once(context, vocab_size), eval_windows(last, context, stride)
+    for (length, new), alike in itertools.groupby(windows, key=lambda window: window[1:]):
+        while batch := list(itertools.islice(alike, size)):
+            yield np.array([start for start, _, _ in batch]), length, new
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -79,10 +72,11 @@ def score(logits, targets):
     """(nats, ranks) on the CPU for logits (N, V) and targets (N,): minus the log-probability of
     each target, and how many ids come before it: of equal logits the lower id does, and of logits
     that are not numbers all."""
-    logits, ids = logits.float(), torch.arange(logits.size(-1), device=logits.device)
-    nats = F.cross_entropy(logits, targets, reduction='none')
-    own, targets = logits.gather(-1, targets[:, None]), targets[:, None]
-    behind = (logits < own) | (logits == own) & (ids >= targets)
+    logits, targets = logits.float(), targets[:, None]
+    nats = F.cross_entropy(logits, targets[:, 0], reduction='none')
+    ids = torch.arange(logits.size(-1), device=logits.device)
+    own = logits.gather(-1, targets)  # (N, 1)
+    behind = (logits < own) | (logits == own) & (ids >= targets)  # (N, V)
     return nats.cpu().double(), (~behind).sum(dim=-1).cpu()
 
 
@@ -91,9 +85,8 @@ def measure(model, tokens, machine, limit=None, token_bytes=None, context=None, 
             groups=None):
     """Sums over the first `limit` tokens (None: all), for `summary`: a row for each group, (G, 5).
 
-    They are cut into windows of `context` tokens (None: the model's) every `stride` tokens (None:
-    context), the last one shorter. token_bytes: the length of each id's bytes, (V,). groups: the
-    number of each token's group, (N,); None: all are one.
+    They are cut into windows of `context` (None: the model's) every `stride` (None: context).
+    token_bytes: the length of each id's bytes, (V,). groups: each token's group, (N,); None: 0.
     """
     context = context or model.config.block_size
     last = min(len(tokens), limit or len(tokens)) - 1  # so many tokens have one before them
@@ -103,13 +96,19 @@ def measure(model, tokens, machine, limit=None, token_bytes=None, context=None, 
     batches = eval_batches(last, context, stride or context, model.config.vocab_size)
     with progress_bar(machine.rank == 0, total=last, unit=' tokens', unit_scale=True) as bar:
         for starts, length, new in itertools.islice(batches, machine.rank, None, machine.world):
-            columns = measure_windows(model, tokens, machine, starts, length, new, token_bytes)
-            places = torch.from_numpy(starts)[:, None] + torch.arange(length + 1 - new, length + 1)
-            rows = places.flatten() * 0 if groups is None else groups[places.flatten()]
-            sums.index_add_(0, rows, columns)
-            bar.update(min(len(rows) * machine.world, bar.total - bar.n))
+            scores = measure_windows(model, tokens, machine, starts, length, new, token_bytes)
+            sums.index_add_(0, groups_of(groups, starts, length, new), scores)
+            bar.update(min(len(scores) * machine.world, bar.total - bar.n))
     model.train(training)
     return machine.sum(sums)
+
+
+def groups_of(groups, starts, length, new):
+    """The groups of the last `new` tokens of each window, (B new,)."""
+    places = torch.from_numpy(starts)[:, None] + torch.arange(length + 1 - new, length + 1)
+    if groups is None:
+        return torch.zeros(places.numel(), dtype=torch.int64)
+    return groups[places.flatten()]
 
 
 def measure_windows(model, tokens, machine, starts, length, new, token_bytes):
