@@ -63,6 +63,14 @@ def test_each_of_our_ways_learns(tokens, monkeypatch, name):
     assert losses[-1] < losses[0] - 0.1
 
 
+def test_the_encoder_of_torch_takes_the_place_of_all_blocks(tokens, monkeypatch):
+    networks = []
+    monkeypatch.setattr(bench.train, 'train_step', lambda *arguments: networks.append(arguments[0]))
+    bench.our_step('nn.TransformerEncoder', SHAPE | {'n_layer': 2}, tokens, CPU, torch.float32)()
+    [encoder] = networks[0].blocks
+    assert isinstance(encoder, bench.Encoder) and len(encoder.encoder.layers) == 2
+
+
 def test_the_encoder_of_torch_sees_no_later_token():
     torch.manual_seed(1)
     options = model.GPTConfig(**{k: v for k, v in SHAPE.items() if k != 'batch_size'})

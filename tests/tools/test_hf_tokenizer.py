@@ -155,6 +155,17 @@ def test_a_token_that_no_merge_reaches_is_taken_whole():
     assert Tokenizer(read(written(spec))).encode('abcd').tolist() == [256]
 
 
+def test_a_token_without_parts_is_taken_whole():
+    spec = spec_of({token: i for i, token in enumerate([*BYTES, b'abc'])})
+    assert Tokenizer(spec).encode('abc').tolist() == written(spec).encode('abc').ids == [256]
+
+
+def test_a_possessive_repetition_cuts_numbers_at_the_same_places():
+    spec = spec_of({token: i for i, token in enumerate([*BYTES, b'00', b'0000'])}, CL100K)
+    ids = Tokenizer(spec).encode('0000').tolist()
+    assert written(spec).encode('0000').ids == ids == [256, ord('0'), ord('0')]
+
+
 # --- bytes and characters ------------------------------------------------------------------------
 
 @given(st.text())

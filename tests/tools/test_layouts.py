@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from folio.cli import UserError
 from model import GPT, GPTConfig
 from tools import layouts
 
@@ -43,3 +44,67 @@ def test_the_defaults_are_written_as_nanochat_which_unties_the_head():
     tensors, written = layouts.to_theirs(GPT(shape).state_dict(), 'nanochat', shape)
     assert not written.tied and 'lm_head.weight' in tensors
     assert dataclasses.replace(written, tied=True, norm_eps=shape.norm_eps) == shape
+
+
+def test_nanochat_s_tensors_are_ours_turned_and_scaled():
+    shape = resolved(n_kv_head=2)
+    ours = GPT(shape).state_dict()
+    theirs, written = layouts.to_theirs(ours, 'nanochat', shape)
+    small = (written.norm_eps / shape.norm_eps) ** 0.5
+    embedded = theirs['model.embed_tokens.weight'] / written.norm_eps ** 0.5  # by the norm there
+    assert torch.allclose(embedded, ours['wte.weight'] * small)
+    assert torch.equal(theirs['lm_head.weight'], ours['wte.weight'])
+    q, k, v = ours['blocks.1.attention.qkv.weight'].split([32, 16, 16])
+    for name, matrix in ('q_proj', q), ('k_proj', k):
+        first, second = matrix.view(-1, 8, 32).split(4, dim=1)  # the halves of heads of 8
+        turned = torch.cat((second, first), dim=1).view(-1, 32)
+        assert torch.equal(theirs[f'model.layers.1.self_attn.{name}.weight'], turned * small)
+    assert torch.equal(theirs['model.layers.1.self_attn.v_proj.weight'], v)
+
+
+def test_what_our_model_does_without_is_written_as_ones_and_zeros():
+    shape = resolved(**GPT2 | {'bias': False, 'norm_weight': False})
+    tensors, _ = layouts.to_theirs(GPT(shape).state_dict(), 'gpt2', shape)
+    assert (tensors['transformer.h.1.ln_1.weight'] == 1).all()
+    assert (tensors['transformer.h.1.attn.c_attn.bias'] == 0).all()
+
+
+def test_the_gate_of_swiglu_comes_before_up():
+    shape = resolved(**LLAMA)
+    state = GPT(shape).state_dict()
+    tensors, _ = layouts.to_theirs(state, 'llama', shape)
+    parts = [tensors[f'model.layers.0.mlp.{name}_proj.weight'] for name in ('gate', 'up')]
+    assert torch.equal(torch.cat(parts), state['blocks.0.mlp.up.weight'])
+
+
+def described(name, without, **options):
+    """A config.json for a shape, without some of its keys."""
+    description = layouts.describe_shape(name, resolved(**options))
+    return {key: value for key, value in description.items() if key not in without}
+
+
+def test_what_a_description_leaves_out_is_the_architecture_s_default():
+    gpt2 = ('n_inner', 'layer_norm_epsilon', 'tie_word_embeddings', 'activation_function')
+    shape = layouts.read_shape(described('gpt2', gpt2, **GPT2 | {'norm_eps': 0.5}), 'config.json')
+    assert shape == resolved(**GPT2)
+    llama = ('num_key_value_heads', 'rms_norm_eps', 'tie_word_embeddings', 'attention_bias',
+             'mlp_bias', 'rope_theta', 'rope_parameters', 'hidden_act')
+    shape = layouts.read_shape(described('llama', llama, **LLAMA), 'config.json')
+    assert shape == resolved(**LLAMA | {'norm_eps': 1e-6, 'tied': False})
+
+
+def test_an_older_description_has_rope_theta_by_itself():
+    old = described('llama', ['rope_parameters'], **LLAMA | {'rope_theta': 5e5})
+    assert layouts.read_shape(old, 'config.json').rope_theta == 5e5
+
+
+def test_heads_of_qwen3_have_128_channels_unless_it_says_otherwise():
+    qwen3 = LLAMA | {'qk_norm': True}
+    assert layouts.read_shape(described('qwen3', [], **qwen3), 'config.json').qk_norm
+    with pytest.raises(UserError, match='a head size of 128 is not read'):
+        layouts.read_shape(described('qwen3', ['head_dim'], **qwen3), 'config.json')
+
+
+def test_the_nearest_layout_has_the_activation():
+    with pytest.raises(UserError, match="nanochat's is the nearest, but position=learned"):
+        layouts.choose_layout(resolved(**GPT2 | {'mlp': 'relu2'}))
