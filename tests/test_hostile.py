@@ -373,7 +373,7 @@ def test_no_meta_json_breaks_what_reads_it(corpus, count):
     '', '{}', '[]', 'null', '5', '"x"', '[' * 100000, '\ud800', '1' * 5000, '{"tokens": {}}',
     {'dtype': 'float64'}, {'dtype': 'object'}, {'dtype': None}, {'vocab_size': '40'},
     {'vocab_size': 10 ** 9}, {'vocab_size': True}, {'tokens': 5}, {'tokens': {'train': 'x'}},
-    {'tokenizer': 5}, {'recipe': None}, {'recipe': {'input': [5]}}, {'recipe': {'input': ['\0']}}],
+    {'tokenizer': 5}],
     ids=lambda text: str(text)[:20])
 def test_a_foreign_meta_json_is_one_line(corpus, text):
     if isinstance(text, dict):
@@ -462,7 +462,8 @@ def test_no_entry_of_a_checkpoint_breaks_a_run_that_goes_on(house, state, count)
 
 @pytest.mark.parametrize('changes', [
     {'n_layer': 'two'}, {'n_embd': 2.5}, {'n_head': None}, {'mlp': 'gelu'}, {'n_layer': 3},
-    {'n_layer': 1}, {'vocab_size': 41}, {'norm_eps': ''}, {'norm_eps': math.nan}, {'rope_theta': 'x'}, {'n_inner': -8}, {'n_head': 0}])
+    {'n_layer': 1}, {'vocab_size': 41}, {'norm_eps': ''}, {'norm_eps': math.nan},
+    {'rope_theta': 'x'}, {'n_inner': -8}, {'n_head': 0}])
 def test_a_config_that_its_weights_contradict_is_one_line(house, state, changes):
     torch.save(state | {'config': state['config'] | changes}, house / 'case.pt')
     for work, argv in ((sample.main, ['--out_dir=case.pt']), (evaluate.main, ['--out_dir=case.pt']),
