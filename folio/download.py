@@ -12,9 +12,9 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from folio.cli import UserError, progress_bar
+from folio.cli import UserError, first_line, progress_bar
 
-BLOCK = 1 << 20
+BLOCK, TIMEOUT = 1 << 20, 30  # bytes; seconds without a byte
 FAILURES = (OSError, ValueError, http.client.HTTPException)  # of a network, a URL, a server
 
 
@@ -42,7 +42,7 @@ def fetch_file(url, path, sha256, mirror):
         try:
             return download(source, path, sha256)
         except FAILURES as error:
-            reason = f'{type(error).__name__}: {error}'
+            reason = f'{type(error).__name__}: {first_line(error)}'
     raise UserError(f'{url} could not be fetched ({reason}); save that file as {path}, or name a '
                     'folder that has it in DATA_MIRROR, or train without a download: '
                     'python train.py --dataset=stdlib')
@@ -65,39 +65,63 @@ def remote_size(url):
 
 def download(url, path, sha256=None, attempts=5):
     """Fetch url to path, which appears only when it is whole; what came before a failure stays in
-    PATH.part and is not fetched again. Raises one of FAILURES, or UserError for a wrong sha256."""
-    part = path.with_name(path.name + '.part')
+    PATH.part, with what the server calls this version of the file in PATH.version, and is not
+    fetched again. Raises one of FAILURES, or UserError for a wrong sha256."""
+    part, version = (path.with_name(f'{path.name}.{kind}') for kind in ('part', 'version'))
     part.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        had = part.stat().st_size if part.exists() else 0
+        known = version.exists() and version.read_text(encoding='utf-8')
+        had = part.stat().st_size if known and part.exists() else 0
         try:
-            receive(url, part, had)
+            receive(url, part, had, version)
             break
         except FAILURES as error:
-            if getattr(error, 'code', None) == 416:  # nothing comes after what is there
-                part.unlink()
+            if getattr(error, 'code', None) == 416 and part.exists():
+                part.unlink()  # nothing comes after what is there
             elif attempts == 1 or not part.exists() or part.stat().st_size == had:
                 raise
             attempts -= 1
     check_sum(part, sha256)
     os.replace(part, path)
+    version.unlink()
     return path
 
 
-def receive(url, part, had):
-    """Append what is missing after `had` bytes to the file, if the server can; else all anew."""
-    request = urllib.request.Request(url, headers={'Range': f'bytes={had}-'} if had else {})
-    with urllib.request.urlopen(request, timeout=30) as response:
+def receive(url, part, had, version):
+    """Append what is missing after `had` bytes to the file, if the server can and still has the
+    version that they are of, which the file `version` names; else fetch all anew."""
+    known = version.read_text(encoding='utf-8') if had else ''
+    headers = {'Range': f'bytes={had}-', 'If-Range': known} if had else {}
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        refuse_page(response, part.stem)
+        if response.status == 206 and version_of(response) not in ('', known):
+            return receive(url, part, 0, version)  # the server knows no If-Range
         had = had if response.status == 206 else 0
         size = int(response.headers['Content-Length'] or 0)
         total = had + size if size else None
         bar = progress_bar(total=total, initial=had, desc=part.stem, unit='B', unit_scale=True)
         with bar, open(part, 'ab' if had else 'wb') as file:
-            while block := response.read(BLOCK):
+            if not had:  # and the part is empty now
+                version.write_text(version_of(response), encoding='utf-8')
+            while block := response.read1(BLOCK):  # what has come is kept if no more does
                 file.write(block)
                 bar.update(len(block))
     if total and part.stat().st_size != total:
         raise OSError(f'{part.stat().st_size:,} of {total:,} bytes came')
+
+
+def version_of(response):
+    """What a server calls a version of a file, '' if it does not."""
+    tag = response.headers['ETag'] or ''
+    strong = tag.startswith('"')  # a weak one stands for versions that are only alike
+    return tag if strong else response.headers['Last-Modified'] or ''
+
+
+def refuse_page(response, name):
+    """OSError for a web page where none was asked for, such as a network's own for a login."""
+    if response.headers.get_content_type() == 'text/html' and '.htm' not in name:
+        raise OSError('a web page came in place of the file')
 
 
 def check_sum(path, expected):
