@@ -1,6 +1,6 @@
 """Change one line of a module at a time, and see whether the tests of its room notice.
 
-    python tests/mutate.py                  all, about twenty minutes on two cores
+    python tests/mutate.py                  all, about three quarters of an hour on two cores
     python tests/mutate.py model optim      those of some modules
     python tests/mutate.py --list
 

@@ -457,6 +457,14 @@ def test_what_cannot_be_meant_is_one_line(tmp_path, monkeypatch, argv, message):
     assert '\n' not in str(error.value)
 
 
+def test_an_empty_folder_is_filled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_ours({})
+    (tmp_path / 'theirs').mkdir()
+    export()
+    assert (tmp_path / 'theirs/config.json').exists()
+
+
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_ours({})

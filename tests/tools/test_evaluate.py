@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ENVIRONMENT, TEXT, TINY
 
 import folio.options
@@ -142,6 +143,12 @@ def test_what_cannot_be_measured_is_one_line(trained, home, argv, message):
     with pytest.raises(UserError, match=message) as error:
         trained(*argv)
     assert '\n' not in str(error.value)
+
+
+def test_a_model_without_a_tokenizer_is_measured_on_no_text(home):
+    torch.save(load('run') | {'tokenizer': None}, home / 'mute.pt')
+    with pytest.raises(UserError, match="mute.pt has no tokenizer, so it can't read a text"):
+        evaluate.main(['--out_dir=mute.pt', '--device=cpu', '--file=tiny.txt'])
 
 
 def test_two_processes_measure_what_one_does(checkout, tmp_path, monkeypatch, capsys):
