@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import threading
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from folio.tokenizer import name_of, same_tokenizer
 
 RESUMABLE = ('ckpt.pt', 'ckpt.prev.pt')
 KINDS = {'model': dict, 'config': dict, 'tokenizer': dict | None, 'optimizers': list,
-         'scaler': dict | None, 'best_loss': float, 'tracker': str | None, 'data': dict | None}
+         'scaler': dict | None, 'best_loss': float, 'tracker': str | None, 'data': dict | None,
+         'versions': dict}
 COUNTS = ('step', 'sequences', 'seconds', 'evaluated')
 
 
@@ -148,7 +150,9 @@ def read(path):
     """The dict in a file; UserError if it is cut, or no checkpoint."""
     try:
         refuse_compressed(path)
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of what is about to be refused
+            state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a cut or foreign file makes the reader raise
         if 'GLOBAL' in str(error):  # what torch calls a function or class
             raise UserError(f'{path} holds pickled code, which is not run') from None

@@ -477,7 +477,7 @@ def test_a_config_that_its_weights_contradict_is_one_line(house, state, changes)
     {'tokenizer': {'kind': 'char', 'chars': 'ab', 'unknown': 'c'}},
     {'tokenizer': {'kind': 'char', 'chars': '\ud800'}},
     {'tokenizer': {'kind': 'char', 'chars': ''}}, {'step': 'x'}, {'step': -1},
-    {'seconds': math.nan}], ids=str)
+    {'seconds': math.nan}, {'versions': None}], ids=str)
 def test_an_entry_of_the_wrong_type_is_one_line(house, state, changes):
     torch.save(state | changes, house / 'case.pt')
     refused(take_sample, 'case.pt')
@@ -487,6 +487,12 @@ def test_a_tokenizer_with_more_ids_than_its_model_is_one_line(house, state):
     torch.save(state | {'tokenizer': {'kind': 'byte'}}, house / 'case.pt')
     assert 'is damaged' in refused(take_sample, 'case.pt', '--start=zzz')
     assert 'is damaged' in refused(evaluate.main, ['--out_dir=case.pt', '--file=tiny.txt'])
+
+
+def test_a_version_that_is_no_text_is_not_said(house, state, capsys):
+    torch.save(state | {'versions': {'git': torch.zeros(3), 'python': 'P'}}, house / 'case.pt')
+    evaluate.main(['--out_dir=case.pt', '--device=cpu', '--eval_tokens=40'])
+    assert 'trained with python P\n' in capsys.readouterr().out
 
 
 def test_an_option_of_the_run_that_is_none_is_one_line(house, state):

@@ -115,8 +115,9 @@ def open_model(options, given, machine):
     print(f'{options.out_dir} (step {state.get("step", 0):,}), '
           f'{count_parameters(model):,} parameters; {machine}')
     if 'versions' in state:
-        print('trained with', ', '.join(f'{name} {value}' for name, value
-                                        in state['versions'].items() if value), flush=True)
+        known = [f'{name} {value}' for name, value in state['versions'].items()
+                 if isinstance(value, str)]
+        print('trained with', ', '.join(known), flush=True)
     return options, model, tokenizer
 
 
