@@ -97,6 +97,7 @@ class Run:
     tokenizer: Tokenizer | None
     train_tokens: Tokens
     val_tokens: Tokens
+    data: dict  # what tells its data from others, {split: [tokens, hash]}
     progress: Progress = field(default_factory=Progress)
     resumed: bool = False
     versions: dict = field(default_factory=checkpoint.versions)
@@ -114,38 +115,34 @@ class Run:
 
 def main(argv):
     """Train what the options in argv say; returns the exit code."""
-    with open_machine(TrainConfig) as machine:
-        run = machine.together(set_up, argv, machine)
+    with open_machine(TrainConfig) as machine, contextlib.ExitStack() as until_the_end:
+        options, given = machine.together(folio.options.parse, TrainConfig, argv)
+        machine.on_rank_0(until_the_end.enter_context, cli.locked(folder_of(options)))
+        run = machine.together(set_up, options, given, machine)
         check_same_on_ranks(run)
-        with contextlib.ExitStack() as until_the_end:
-            machine.on_rank_0(until_the_end.enter_context, cli.locked(run.folder))
-            run.signals = until_the_end.enter_context(catch_signals())
-            until_the_end.enter_context(cli.lasting_output())
-            return train(run)
+        run.signals = until_the_end.enter_context(catch_signals())
+        until_the_end.enter_context(cli.lasting_output())
+        return train(run)
 
 
 # --- what to train -------------------------------------------------------------------------------
 
-def set_up(argv, machine):
-    """The Run that the options in argv describe, as far as its checkpoint came."""
-    options, given = folio.options.parse(TrainConfig, argv)
+def set_up(options, given, machine):
+    """The Run that the options describe, as far as its checkpoint came. given: those that the user
+    named, by name."""
     check_batches(options)
     options, state, resumed = starting_point(options, given)
     machine.choose(options, options.compile)
     train_tokens, val_tokens, meta = open_corpus(options.dataset)
     check_sizes(options, train_tokens, val_tokens, machine.world)
     options, spec = fit_to_data(options, state, meta)
-    with checkpoint.damaged(f'the tokenizer of {options.dataset}'):
-        tokenizer = Tokenizer(spec) if spec else None
-    if meta['tokenizer'] and tokenizer.vocab_size != meta['vocab_size']:
-        raise UserError(f'{options.dataset} is damaged: its tokenizer has {tokenizer.vocab_size:,} '
-                        f'ids, and meta.json says {meta["vocab_size"]:,}')
     model = make_model(options, state).to(machine.device)
     optimizers = make_optimizers(model, options, machine.dtype)
     scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
     scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
     run = Run(options, machine, folder_of(options), model, optimizers, scaler,
-              tokenizer, train_tokens, val_tokens)
+              make_tokenizer(options.dataset, meta, spec), train_tokens, val_tokens,
+              {'train': train_tokens.fingerprint(), 'val': val_tokens.fingerprint()})
     if resumed:
         restore(run, state)
     return run
@@ -165,7 +162,7 @@ def starting_point(options, given):
 def folder_of(options):
     """The folder of the run; one to go on with may also stand beside the scripts."""
     if options.out_dir is None:
-        return folio.options.ROOT / 'out' / Path(options.dataset).name
+        return (folio.options.ROOT / 'out' / Path(options.dataset).name).resolve()
     found = folio.options.find(options.out_dir)
     goes_on = options.resume and can_resume(found)
     return (found if goes_on else Path(os.path.expanduser(options.out_dir))).resolve()
@@ -212,6 +209,16 @@ def fit_to_data(options, state, meta):
     return options, meta['tokenizer'] or saved_spec
 
 
+def make_tokenizer(dataset, meta, spec):
+    """The Tokenizer of this dict, or None for None; UserError if meta.json contradicts it."""
+    with checkpoint.damaged(f'the tokenizer of {dataset}'):
+        tokenizer = Tokenizer(spec) if spec else None
+    if meta['tokenizer'] and tokenizer.vocab_size != meta['vocab_size']:
+        raise UserError(f'{dataset} is damaged: its tokenizer has {tokenizer.vocab_size:,} ids, '
+                        f'and meta.json says {meta["vocab_size"]:,}')
+    return tokenizer
+
+
 def make_model(options, state):
     """The model of resolved options on the CPU, with the weights of the checkpoint `state`, if
     any; a learned position table may be longer there."""
@@ -231,7 +238,7 @@ def make_model(options, state):
 def restore(run, state):
     """Take the moments and the progress of a checkpoint; UserError if its data was another."""
     with checkpoint.damaged('the checkpoint'):
-        checkpoint.check_data(run.options.dataset, state.get('data'), fingerprints(run))
+        checkpoint.check_data(run.options.dataset, state.get('data'), run.data)
         load_states(run.optimizers, state['optimizers'])
         if state['scaler'] and run.scaler.is_enabled():  # another dtype may have one or none
             run.scaler.load_state_dict(state['scaler'])
@@ -241,16 +248,11 @@ def restore(run, state):
     run.resumed = True
 
 
-def fingerprints(run):
-    """What tells the data of a run from others, {split: [tokens, hash]}."""
-    return {'train': run.train_tokens.fingerprint(), 'val': run.val_tokens.fingerprint()}
-
-
 def check_same_on_ranks(run):
     """UserError unless all processes train the same, on the same data, from the same step."""
     facts = {name: value for name, value in vars(run.options).items()
              if name not in ('device', 'out_dir')}
-    facts |= fingerprints(run) | vars(run.progress)
+    facts |= run.data | vars(run.progress)
     facts |= {'number format': str(run.machine.dtype), 'compiled': run.machine.compiled,
               'torch': torch.__version__}
     run.machine.check_same(facts)
@@ -509,9 +511,15 @@ def evaluate_run(run, say):
 def refuse_nan(run, name, number):
     """UserError if a number is not finite."""
     if not math.isfinite(number):
-        run.writer.wait()
-        raise UserError(f'step {run.progress.step}: the {name} is {number}; the last good '
-                        f'checkpoint: {checkpoint.last_good(run.folder)}')
+        end_with_last_good(run, f'step {run.progress.step}: the {name} is {number}')
+
+
+def end_with_last_good(run, what):
+    """UserError of all processes, which says what happened and where the last checkpoint is."""
+    run.writer.wait()
+    run.machine.maximum(0)  # all end together, or torchrun kills one
+    path = run.folder / 'ckpt.pt'
+    raise UserError(f'{what}; the last good checkpoint: {path if path.exists() else "none"}')
 
 
 def tokens_seen(run):
@@ -536,11 +544,12 @@ def train(run):
         run.writer.wait()  # what was saved before
         raise
     run.writer.wait()
+    failed, = run.machine.maximum(len(run.writer.failed))  # all end together, or torchrun kills one
     reason = 'a signal' if stopped_by else None
     if reason is None and options.max_steps not in (None, progress.step):
         reason = 'max_seconds'
     tell_end(folder, progress.step, progress.best_loss, reason)
-    if run.writer.failed:
+    if failed:
         raise UserError(f'the last checkpoint of {folder} could not be saved')
     return 128 + stopped_by if stopped_by else 0
 
@@ -565,7 +574,8 @@ def training_loop(run):
     """Train until the run is done (returns 0) or a signal to stop comes (returns its number)."""
     options, progress = run.options, run.progress
     runner = distribute(run.model, run.machine)
-    run.first_step, run.saved = progress.step, progress.seconds
+    run.first_step = progress.step
+    run.saved = progress.seconds if run.resumed else -math.inf  # a new run can go on at once
     run.begin = time.perf_counter() - progress.seconds
     run.reported = (progress.seconds, progress.sequences)
     with open_bar(run) as bar:
@@ -618,14 +628,18 @@ def log_and_save(run, bar, stopped_by, asked):
     if not logging:
         return True
     collect(run, bar)
+    refuse_bad_steps(run, bar.write)
     best = evaluating and evaluate_run(run, bar.write)
     if best is None:
         return False
     if run.journal:
         run.journal.log(run.records)
-    refuse_bad_steps(run, bar.write)
+    if asked:
+        bar.write(f'step {run.progress.step:,}: saving {cli.short(run.folder / "ckpt.pt")}')
     if saving:
         save_run(run, best)
+    if run.journal:
+        run.journal.track(run.records)
     run.records, run.reported = [], (seconds_since(run), run.progress.sequences)
     return True
 
@@ -677,11 +691,11 @@ def refuse_bad_steps(run, say):
     for record, is_bad in zip(run.records, bad, strict=True):
         run.bad_steps = run.bad_steps + 1 if is_bad else 0
         if run.bad_steps >= run.options.max_bad_steps:
-            run.writer.wait()
-            raise UserError(f'step {record["step"]}: loss or gradient not finite in '
-                            f'{run.bad_steps} steps in a row, at learning rate '
-                            f'{record["lr"]:.1e}; the last good checkpoint: '
-                            f'{checkpoint.last_good(run.folder)}')
+            if run.journal:
+                run.journal.log(run.records)
+            end_with_last_good(run, f'step {record["step"]}: loss or gradient not finite in '
+                               f'{run.bad_steps} steps in a row, at learning rate '
+                               f'{record["lr"]:.1e}')
 
 
 def save_run(run, best):
@@ -695,7 +709,7 @@ def save_run(run, best):
                   'config': dataclasses.asdict(run.options),
                   'tokenizer': run.tokenizer.spec if run.tokenizer else None,
                   'versions': run.versions,
-                  'data': fingerprints(run)}
+                  'data': run.data}
     state = best_state | {'optimizers': [optimizer.state_dict() for optimizer in run.optimizers],
                           'scaler': run.scaler.state_dict()}
     states = {run.folder / 'best.pt': best_state} if best else {}

@@ -27,6 +27,7 @@ from folio.options import checked, find
 from folio.tokenizer import name_of, same_tokenizer
 
 RESUMABLE = ('ckpt.pt', 'ckpt.prev.pt')
+RUN_FILES = (*RESUMABLE, 'best.pt', 'log.jsonl', 'samples.txt', 'loss.png')
 KINDS = {'model': dict, 'config': dict, 'tokenizer': dict | None, 'optimizers': list,
          'scaler': dict | None, 'best_loss': float, 'tracker': str | None, 'data': dict | None,
          'versions': dict}
@@ -43,32 +44,33 @@ def save(state, path):
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if path.name == 'ckpt.pt' and path.exists():
+        if path.name == 'ckpt.pt' and zipfile.is_zipfile(path):  # else it is cut: no one to keep
             os.replace(path, path.with_name('ckpt.prev.pt'))
         os.replace(temporary, path)
         flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        kept = '; the one before it is untouched' if path.exists() else ''
-        raise UserError(f'{path} could not be saved (is the disk full?): {first_line(error)}'
-                        f'{kept}') from None
+        raise UserError(f'{path} could not be saved (is the disk full?), what was there is '
+                        f'untouched: {first_line(error)}') from None
 
 
 def flush_folder(folder):
     """Have the names in a folder written to the disk, where a folder can be opened."""
-    with contextlib.suppress(PermissionError):  # Windows
+    with contextlib.suppress(OSError):  # Windows, and mounts that have no such thing
         descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class Writer:
-    """Saves checkpoints in the background, one after another. `failed` says whether the last one
-    failed; that is printed, and training may go on."""
+    """Saves checkpoints in the background, one after another. A failure is printed, and training
+    may go on; `failed` has the Paths whose latest save failed."""
 
     def __init__(self):
-        self.thread, self.failed = threading.Thread(), False
+        self.thread, self.failed = threading.Thread(), set()
 
     def save(self, states, afterwards):
         """Save the states, a dict by Path, as they are now, then call afterwards(); returns when
@@ -79,13 +81,13 @@ class Writer:
         self.thread.start()
 
     def work(self, states, afterwards):
-        self.failed = False
         for path, state in states.items():
             try:
                 save(state, path)
-            except UserError as error:
-                self.failed = True
-                print(f'error: {error}', flush=True)
+                self.failed.discard(path)
+            except Exception as error:  # whatever a disk brings: no thread may end unheard
+                self.failed.add(path)
+                print(f'error: {first_line(error)}', flush=True)
         afterwards()
 
     def wait(self):
@@ -111,7 +113,8 @@ def on_cpu(value, copies):
 
 def versions():
     """What makes a checkpoint, a dict: the git commit, if known, Python, torch and the machine."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (
+        torch.backends.cpu.get_cpu_capability())
     try:
         commit = subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=40'],
                                 cwd=folio.options.ROOT, capture_output=True, text=True).stdout
@@ -149,7 +152,7 @@ def load_first(paths):
 def read(path):
     """The dict in a file; UserError if it is cut, or no checkpoint."""
     try:
-        refuse_compressed(path)
+        check_zip(path)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of what is about to be refused
             state = torch.load(path, map_location='cpu', weights_only=True)
@@ -164,12 +167,15 @@ def read(path):
     return state
 
 
-def refuse_compressed(path):
-    """ValueError for a checkpoint, a zip file, that grows when it is read; torch makes none."""
+def check_zip(path):
+    """ValueError for a checkpoint, a zip file, that grows when it is read, which torch makes none
+    of, or whose checksums, which torch does not look at, are wrong."""
     if not zipfile.is_zipfile(path):  # torch says what else it may be
         return
     with zipfile.ZipFile(path) as file:
         if sum(item.file_size for item in file.infolist()) > path.stat().st_size:
+            raise ValueError
+        if file.testzip():
             raise ValueError
 
 
@@ -194,12 +200,6 @@ def damaged(path):
     except BaseException as error:  # a panic of a library in Rust is no Exception
         raise UserError(f'{path} is damaged, or was not made by folio: {type(error).__name__}: '
                         f'{first_line(error)}') from None
-
-
-def last_good(folder):
-    """What a message calls the newest checkpoint of a folder."""
-    path = folder / 'ckpt.pt'
-    return f'{path} (step {read(path)["step"]})' if path.exists() else 'none'
 
 
 # --- going on ------------------------------------------------------------------------------------
@@ -278,19 +278,26 @@ def check_data(dataset, saved, ours):
 
 def move_old_run(folder):
     """Give the folder another name, out/NAME.1, .2, ..., if there is a run in it, and say so. The
-    files of one that can't be renamed, a mount or where the user is, move into a folder in it."""
+    files of one that can't be renamed, a mount, a folder of other things or
+    where the user is, move into a folder in it."""
     if not any((folder / name).exists() for name in (*RESUMABLE, 'best.pt', 'log.jsonl')):
         return
     folder = folder.resolve()  # not a link, but what it leads to
-    if os.path.ismount(folder) or Path.cwd().is_relative_to(folder):
-        files = [path for path in folder.iterdir() if path.is_file()]
+    if os.path.ismount(folder) or Path.cwd().is_relative_to(folder) or has_more(folder):
         moved = first_free(folder / folder.name)
         moved.mkdir()
-        for path in files:
-            path.rename(moved / path.name)
+        for name in RUN_FILES:  # and nothing else that the user has there
+            with contextlib.suppress(FileNotFoundError):
+                (folder / name).rename(moved / name)
     else:
         moved = folder.rename(first_free(folder))
     print(f'the run that was in {short(folder)} is now {short(moved)}')
+
+
+def has_more(folder):
+    """Whether a folder is more than a run's: the scripts', that of all data sets, or a home."""
+    return any(path.suffix == '.py' or path.is_dir() and path.name != 'wandb'
+               for path in folder.iterdir())
 
 
 def first_free(path):
@@ -300,12 +307,6 @@ def first_free(path):
 
 
 def check_not_converted(folder):
-    """UserError if the folder has a model that no run made, which a new run would put away."""
-    if not (folder / 'ckpt.pt').exists() or (folder / 'log.jsonl').exists():
-        return
-    try:
-        converted = read(folder / 'ckpt.pt')['config'].get('dataset', '') is None
-    except UserError:  # nobody can read it
-        return
-    if converted:
+    """UserError if the folder has a model that no run made, for each run has a log."""
+    if (folder / 'ckpt.pt').exists() and not (folder / 'log.jsonl').exists():
         raise UserError(f'{folder} has a model that no run made; name another out_dir')

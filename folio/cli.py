@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import sys
+from types import SimpleNamespace
 
 
 class UserError(Exception):
@@ -28,7 +29,7 @@ def run(main):
         sys.exit(main(sys.argv[1:]))
     except BrokenPipeError:  # nobody reads on, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(128 + 13)  # as SIGPIPE would
     except (UserError, OSError, MemoryError) as error:
         sys.exit(error_line(error))
     except KeyboardInterrupt:
@@ -64,7 +65,7 @@ def locked(folder):
     """Hold the lock of a folder, a file beside it, so that nobody else writes into the folder;
     UserError if somebody does. Where the file system has no locks, that is said."""
     import filelock
-    path = folder.with_name(f'.{folder.name}.lock')
+    path = folder.parent / f'.{folder.name}.lock'
     lock = filelock.FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +146,9 @@ def progress_bar(wanted=True, **options):
     except ImportError:
         if watched:
             print('no progress bar: pip install tqdm')
-        return NoBar(**options)
+        return contextlib.nullcontext(SimpleNamespace(
+            disable=True, total=options.get('total'), n=0, write=print,
+            update=lambda n=1: None, set_description_str=lambda text: None))
     return tqdm(dynamic_ncols=True, disable=not watched, **options)
 
 
@@ -155,26 +158,3 @@ def is_watched():
         return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (AttributeError, OSError, ValueError):  # it is closed, or the terminal is gone
         return False
-
-
-class NoBar:
-    """Stands in for a tqdm bar and shows nothing."""
-    disable = True
-
-    def __init__(self, total=None, initial=0, **options):
-        self.total, self.n = total, initial
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def update(self, n=1):
-        self.n += n
-
-    def set_description_str(self, text):
-        pass
-
-    def write(self, text):
-        print(text)

@@ -78,7 +78,7 @@ def download(url, path, sha256=None, attempts=5):
         except FAILURES as error:
             if getattr(error, 'code', None) == 416 and part.exists():
                 part.unlink()  # nothing comes after what is there
-            elif attempts == 1 or not part.exists() or part.stat().st_size == had:
+            elif attempts <= 1 or not part.exists() or part.stat().st_size == had:
                 raise
             attempts -= 1
     check_sum(part, sha256)

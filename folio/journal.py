@@ -36,11 +36,25 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         cut_log(folder / 'log.jsonl', step)
         cut_samples(folder / 'samples.txt', step)
-        self.tracker = start_wandb(options, folder, tracked) if options.wandb_project else None
+        self.tracker = None
+        if options.wandb_project:
+            self.start_tracker(options, tracked)
+
+    def start_tracker(self, options, tracked):
+        """Have a tracker, without which a new run does not start, but an older one goes on."""
+        try:
+            self.tracker = start_wandb(options, self.folder, tracked)
+        except UserError as error:
+            if tracked is None:
+                raise
+            print(f'{error}; training goes on without it')
 
     def log(self, records):
-        """Add records, dicts with their step."""
+        """Add records, dicts with their step, to the log."""
         self.write('log.jsonl', ''.join(json.dumps(record) + '\n' for record in records))
+
+    def track(self, records):
+        """Send records to the tracker, which may take its time to fail."""
         for record in records if self.tracker else []:
             if not self.attempt('wandb', self.tracker.log, record, record['step']):
                 self.tracker = None  # each further call might take as long to fail
@@ -139,7 +153,7 @@ def start_wandb(options, folder, tracked):
     try:
         return wandb.init(project=options.wandb_project, name=folder.name, config=settings,
                           dir=folder, id=tracked, resume='allow' if tracked else None)
-    except wandb.errors.Error as error:
+    except Exception as error:  # of the library, its process, the network
         raise UserError(f'wandb_project: {first_line(error)}; with WANDB_MODE=offline it needs '
                         'neither account nor network') from None
 
@@ -173,7 +187,7 @@ def tell_end(folder, step, best_loss, reason):
     if reason:
         print(f'stopped by {reason} after step {step:,}; '
               f'to go on: python {Path(here, "train.py")} --out_dir={folder} --resume=True')
-    if best_loss < float('inf'):
+    if (Path(folder) / 'best.pt').exists():
         print(f'best validation loss: {best_loss:.4f}, in {folder}/best.pt')
     picture = Path(folder, 'loss.png')
     print(f'the curve: {picture if picture.exists() else "pip install matplotlib"}; more samples:\n'

@@ -72,7 +72,7 @@ class Machine:
             error = UserError(str(caught))
         errors = self.gather(error and str(error))
         if error:
-            error.any_rank = errors[0] != str(error)
+            error.any_rank = set(errors) != {str(error)}
             raise error
         if any(errors):
             raise SystemExit(1)  # another one prints it
@@ -86,8 +86,8 @@ class Machine:
         """UserError that names what differs between the processes in their facts, a dict."""
         ours, *others = self.gather(facts | {'host': platform.node()})
         for rank, theirs in enumerate(others, 1):
-            wrong = [f'{name}={ours[name]} and {theirs[name]}' for name in facts
-                     if ours[name] != theirs[name]]
+            wrong = [f'{name}={ours[name]} and {theirs.get(name)}' for name in facts
+                     if ours[name] != theirs.get(name)]
             if wrong:
                 raise UserError(f'rank 0 ({ours["host"]}) and rank {rank} ({theirs["host"]}) '
                                 f'differ: {"; ".join(wrong)}')
@@ -149,7 +149,7 @@ def out_of_memory(options):
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # CUDA's OutOfMemoryError is one
-        short = "out of memory|can't allocate memory|overflow"  # the last of a size in bytes
+        short = "out of memory|can't allocate memory|size.*overflow"  # the last of a size in bytes
         if isinstance(error, RuntimeError) and not re.search(short, str(error)):
             raise
         sizes = [name for name in ('micro_batch_size', 'block_size', 'context', 'num_samples')
@@ -237,11 +237,10 @@ def catch_signals():
     until the end of the `with`; a second SIGINT interrupts at once."""
     signals = Signals()
     names = [name for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
-    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
-    if before.get(getattr(signal, 'SIGHUP', None)) == signal.SIG_IGN:
-        del before[signal.SIGHUP]
-    for number in before:
-        signal.signal(number, signals.handle)
+    before = {getattr(signal, name): signal.signal(getattr(signal, name), signals.handle)
+              for name in names}
+    if signal.SIG_IGN in before.values():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield signals
     finally:

@@ -168,10 +168,10 @@ def as_text(value, kind, typed):
         raise ValueError
     if kind is Text and typed:
         return value.replace(r'\n', '\n').replace(r'\t', '\t')
-    if kind in (InPath, OutPath) and not typed and value != '-':
-        return str(ROOT / os.path.expanduser(value))
     if kind in (InPath, OutPath) and not value:
         raise ValueError
+    if kind in (InPath, OutPath) and not typed and value != '-':
+        return str(ROOT / os.path.expanduser(value))
     return value
 
 

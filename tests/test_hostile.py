@@ -178,7 +178,7 @@ def take_sample(path, *argv):
 def set_up(*argv):
     """What train.py does before its first step."""
     with open_machine(train.TrainConfig) as machine:
-        return train.set_up([*TINY, *argv], machine)
+        return train.set_up(*folio.options.parse(train.TrainConfig, [*TINY, *argv]), machine)
 
 
 def load_all(path):
@@ -757,7 +757,8 @@ def attempt(what, main, *argv):
 
 def start(argv):
     with open_machine(train.TrainConfig) as machine:
-        train.set_up(['--device=cpu', '--dataset=tiny', *argv], machine)
+        options = folio.options.parse(train.TrainConfig, ['--device=cpu', '--dataset=tiny', *argv])
+        train.set_up(*options, machine)
 
 Path('absurd').mkdir()
 for name, value in json.loads(sys.argv[2]):

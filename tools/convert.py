@@ -25,7 +25,7 @@ from folio import cli  # first of all, for then an interrupt while torch is load
 # isort: split
 import folio.options
 from folio.checkpoint import damaged, load, move_old_run, save
-from folio.cli import UserError, first_line
+from folio.cli import UserError, first_line, import_library
 from folio.options import OutPath
 from folio.tokenizer import Tokenizer, name_of
 from model import SHAPE, GPTConfig, check_weights
@@ -158,22 +158,13 @@ def read_tokenizer(folder, name):
 
 def read_tensors(paths):
     """The tensors of .safetensors files, by name."""
-    safetensors, tensors = import_safetensors(), {}
+    safetensors, tensors = import_library('safetensors.torch', 'tools/convert.py'), {}
     for path in paths:
         try:
-            tensors |= safetensors.torch.load_file(path)
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            tensors |= safetensors.load_file(path)
+        except Exception as error:  # whatever a broken file makes the library raise
             raise UserError(f'{path} is no whole .safetensors: {first_line(error)}') from None
     return tensors
-
-
-def import_safetensors():
-    """The library `safetensors`; UserError without it."""
-    try:
-        import safetensors.torch
-        return safetensors
-    except ImportError:
-        raise UserError('tools/convert.py needs safetensors: pip install safetensors') from None
 
 
 # --- out -----------------------------------------------------------------------------------------
@@ -197,17 +188,18 @@ def export_model(out_dir, dest):
 def write_folder(dest, contents, tensors):
     """Write JSON contents, by file name, and tensors as the folder dest, absent or empty before;
     UserError where that fails, and nothing is left of it."""
-    safetensors, folder = import_safetensors(), Path(f'{dest}.tmp')
+    safetensors = import_library('safetensors.torch', 'tools/convert.py')
+    folder = Path(f'{dest}.tmp')
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in contents.items():
             text = json.dumps(content, indent=None if file == 'tokenizer.json' else 2)
             (folder / file).write_text(text, encoding='utf-8')
-        safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
+        safetensors.save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
         if dest.exists():  # and is empty
             dest.rmdir()
         os.replace(folder, dest)
-    except (OSError, safetensors.SafetensorError) as error:
+    except Exception as error:  # a full disk, of which the library has its own
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(f'{dest} could not be written (is the disk full?): {first_line(error)}'
                         ) from None

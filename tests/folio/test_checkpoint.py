@@ -22,7 +22,8 @@ def test_a_save_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
         file.write(b'half')
         raise RuntimeError('PytorchStreamWriter failed writing file data/1\nmore')
     monkeypatch.setattr(torch, 'save', full)
-    with pytest.raises(UserError, match='could not be saved .*: PytorchStreamWriter.*untouched'):
+    message = 'could not be saved .* what was there is untouched: PytorchStreamWriter'
+    with pytest.raises(UserError, match=message):
         checkpoint.save({'step': 2}, path)
     assert torch.load(path, weights_only=True) == {'step': 1} and len(list(tmp_path.iterdir())) == 1
 
@@ -58,7 +59,6 @@ def test_a_folder_gives_its_best_model_or_else_its_last(tmp_path):
     checkpoint.save(state | {'step': 1}, tmp_path / 'best.pt')
     assert checkpoint.load(tmp_path)['step'] == 1
     assert checkpoint.load(tmp_path / 'ckpt.pt')['step'] == 2
-    assert checkpoint.last_good(tmp_path) == f'{tmp_path / "ckpt.pt"} (step 2)'
     with pytest.raises(UserError, match='no such checkpoint'):
         checkpoint.load(tmp_path / 'nowhere')
 
@@ -94,7 +94,8 @@ def test_a_folder_that_vanished_is_made_again_and_one_that_cannot_be_is_said(tmp
         (tmp_path / 'file').touch()
         writer.save({tmp_path / folder / 'ckpt.pt': {'step': 1}}, lambda: None)
         writer.wait()
-        assert writer.failed == failed
+        assert bool(writer.failed) == failed
+        writer.failed.clear()
     assert capsys.readouterr().out.startswith('error: ')
 
 
@@ -155,15 +156,15 @@ def test_a_link_stays_and_what_it_leads_to_is_moved(tmp_path):
 
 def test_where_the_user_is_the_files_move_into_a_folder_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'log.jsonl').touch()
+    for name in ('log.jsonl', 'notes.txt'):
+        (tmp_path / name).touch()
     move_old_run(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f'{tmp_path.name}.1']
+    assert {path.name for path in tmp_path.iterdir()} == {f'{tmp_path.name}.1', 'notes.txt'}
     assert (tmp_path / f'{tmp_path.name}.1' / 'log.jsonl').exists()
 
 
 def test_a_converted_model_is_not_put_away(tmp_path):
-    state = {'model': {}, 'config': {'dataset': None}, 'tokenizer': None}
-    checkpoint.save(state, tmp_path / 'ckpt.pt')
+    checkpoint.save({'model': {}}, tmp_path / 'ckpt.pt')
     with pytest.raises(UserError, match='no run made; name another out_dir'):
         checkpoint.check_not_converted(tmp_path)
     (tmp_path / 'log.jsonl').touch()

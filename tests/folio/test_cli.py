@@ -71,7 +71,6 @@ def test_a_watched_bar_that_cannot_be_is_said(monkeypatch, capsys):
     monkeypatch.setattr(cli, 'is_watched', lambda: True)
     with progress_bar(total=3) as bar:
         bar.update(2)
-        assert bar.n == 2
     assert 'pip install tqdm' in capsys.readouterr().out
 
 

@@ -52,7 +52,7 @@ def test_a_tracker_gets_every_record_with_its_step(tmp_path):
             self.logged.append((step, record))
     tracked = journal.Journal(tmp_path, Plain, 0)
     tracked.tracker = Tracker()
-    tracked.log(RECORDS)
+    tracked.track(RECORDS)
     assert Tracker.logged == [(record['step'], record) for record in RECORDS]
 
 
@@ -129,6 +129,7 @@ def test_a_tracker_or_a_picture_that_fails_is_said_once_and_nothing_else(
     monkeypatch.setattr(journal, 'save_picture', lambda *rest: 1 / 0)
     for record in RECORDS:
         kept.log([record])
+        kept.track([record])
         kept.draw()
     printed = capsys.readouterr().out
     assert printed.count('wandb failed, training goes on: Connection lost') == 1
