@@ -695,7 +695,8 @@ def test_a_folder_with_anything_of_a_run_is_moved_away(home, capsys, name):
 def test_resuming_where_there_is_only_a_best_pt_says_so_and_moves_it_away(home, capsys):
     train.main([*TINY, '--max_steps=1', '--out_dir=run'])
     best = (home / 'run/best.pt').read_bytes()
-    (home / 'run/ckpt.pt').unlink()
+    for name in checkpoint.RESUMABLE:
+        (home / 'run' / name).unlink()
     train.main([*TINY, '--max_steps=1', '--out_dir=run', '--resume=True'])
     assert 'there is no run/ckpt.pt to go on from: a new run starts' in capsys.readouterr().out
     assert (home / 'run.1/best.pt').read_bytes() == best
