@@ -114,7 +114,12 @@ def process_group(machine):
     if not launched():
         yield
         return
-    dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
+    store, rank, world = next(dist.rendezvous('env://'))
+    if os.environ.get('GROUP_WORLD_SIZE') == '1':  # on several nodes the count may differ
+        # torchrun's store outlives a restart, and has the addresses of processes that are dead
+        store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'), store)
+    dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo',
+                            store=store, rank=rank, world_size=world)
     machine.rank, machine.world = dist.get_rank(), dist.get_world_size()
     try:
         yield
