@@ -114,13 +114,7 @@ def process_group(machine):
     if not launched():
         yield
         return
-    try:
-        dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
-    except (RuntimeError, ValueError) as error:
-        refusal = UserError('the processes could not meet at MASTER_ADDR and MASTER_PORT: '
-                            f'{first_line(error)}')
-        refusal.any_rank = True  # which is rank 0 may be what is wrong
-        raise refusal from None
+    join_processes()
     machine.rank, machine.world = dist.get_rank(), dist.get_world_size()
     try:
         yield
@@ -131,6 +125,22 @@ def process_group(machine):
     finally:  # threads of a group that outlives DDP end the process with an abort
         gc.collect()  # DDP is in reference cycles
         dist.destroy_process_group()
+
+
+def join_processes():
+    """Meet the other processes; UserError where they can't be reached."""
+    backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
+    try:
+        store, rank, world = next(dist.rendezvous('env://'))
+        if os.environ.get('GROUP_WORLD_SIZE') == '1':  # on several nodes the count may differ
+            # torchrun's store outlives a restart, and has the addresses of processes that are dead
+            store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    except (RuntimeError, ValueError) as error:
+        refusal = UserError('the processes could not meet at MASTER_ADDR and MASTER_PORT: '
+                            f'{first_line(error)}')
+        refusal.any_rank = True  # which is rank 0 may be what is wrong
+        raise refusal from None
 
 
 @contextlib.contextmanager
