@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,10 +60,23 @@ def checkout(tmp_path_factory):
 @pytest.fixture(scope='session')
 def prepared(checkout):
     """The copied scripts with the tiny corpus: a function that starts one of them."""
+    started = []
+
     def start(script, *argv, **options):
-        return subprocess.Popen([sys.executable, script, *argv], cwd=checkout, text=True,
-                                env=ENVIRONMENT, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, **options)
+        started.append(subprocess.Popen([sys.executable, script, *argv], cwd=checkout, text=True,
+                                        env=ENVIRONMENT, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, **options))
+        return started[-1]
     process = start('prepare.py', '--input=tiny.txt', '--tokenizer=char', '--name=tiny')
     assert process.wait() == 0, process.stderr.read()
-    return start
+    yield start
+    for process in started:  # a test that failed may have left some behind
+        for pid in children(process.pid) if process.poll() is None else []:
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
+
+
+def children(pid):
+    """The ids of the processes that a process started."""
+    lists = Path(f'/proc/{pid}/task').glob('*/children')
+    return [int(child) for path in lists for child in path.read_text().split()]

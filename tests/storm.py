@@ -37,7 +37,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from conftest import ENVIRONMENT, TEXT, TINY, copy_scripts
+from conftest import ENVIRONMENT, TEXT, TINY, children, copy_scripts
 
 import folio.options
 from folio import checkpoint
@@ -64,7 +64,7 @@ import json, os, sys, folio.journal, train
 
 def counting(*arguments, step=train.train_step):
     progress, total = arguments[-1], arguments[-3].max_steps
-    if min((mark - progress.step) % total for mark in (total // 4, total)) <= total // 10:
+    if any(0 < mark - progress.step <= total // 10 for mark in (total // 4, total)):
         pages = int(open('/proc/self/statm').read().split()[1])
         print(json.dumps({'late': progress.step >= total // 2,
                           'megabytes': pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
@@ -77,7 +77,7 @@ folio.journal.CURVE = 500  # points, so that the curve grows no more after a qua
 train.main(sys.argv[1:])
 '''
 COMMON = [*TINY, '--dropout=0.1', '--eval_tokens=200', '--resume=True']
-SAVING = ['--max_steps=60', '--eval_interval=15', '--save_minutes=1e-9']
+SAVING = ['--max_steps=30', '--eval_interval=15', '--save_minutes=1e-9']
 STORMS = {  # what runs, and for how long
     'one': ['train.py', *COMMON, '--max_steps=240', '--eval_interval=30'],
     'saves': ['slowly.py', 'train.py', *COMMON, *SAVING],
@@ -204,12 +204,6 @@ def kill(storm, torchrun):
         except subprocess.TimeoutExpired:
             storm.lose('torchrun does not end')
     return 'one of two' if alone else 'both and torchrun'
-
-
-def children(pid):
-    """The ids of the processes that a process started."""
-    lists = Path(f'/proc/{pid}/task').glob('*/children')
-    return [int(child) for path in lists for child in path.read_text().split()]
 
 
 def doing(run, began):

@@ -12,7 +12,7 @@ def test_what_is_killed_and_goes_on_ends_as_if_it_had_not_been_disturbed(name, k
 
 @pytest.mark.slow
 def test_a_long_run_takes_no_more_memory_files_and_threads_than_a_short_one(tmp_path):
-    assert storm.leaks(tmp_path, 3000) == {}
+    assert storm.leaks(tmp_path, 2000) == {}
 
 
 @pytest.mark.parametrize('one, other', [
