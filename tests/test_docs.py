@@ -87,6 +87,7 @@ def test_the_maps_are_drawn_and_what_cannot_be_is_one_line(home):
             attention_maps.main(['--out_dir=run', *argv])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('question', questions.QUESTIONS)
 def test_each_question_trains_its_variants_and_leaves_the_model_as_it_was(
         home, capsys, monkeypatch, question):

@@ -789,6 +789,7 @@ print('more', (peak - before) // 1024)
 """
 
 
+@pytest.mark.slow
 def test_absurd_shapes_are_refused_before_they_take_memory(house, tmp_path):
     home = tmp_path
     for name in ('data', 'run', 'hf'):

@@ -739,7 +739,8 @@ def test_the_default_shape_trains_with_the_real_compiler(home, capsys):
 
 # --- as processes --------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [
+    signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_after_the_step_and_the_run_goes_on_exactly(prepared, checkout, number):
     argv = [*TINY, '--max_steps=200', '--log_interval=1', '--eval_interval=1000', '--dropout=0.1']
     name = f'{number.name}'
@@ -760,6 +761,7 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on_exactly(prepared, che
     assert equal(weights(checkout / name), weights(checkout / 'whole'))
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_keeps_the_checkpoint_before(prepared, checkout):
     argv = [*TINY, '--max_steps=1e6', '--eval_interval=2', '--log_interval=1', '--out_dir=killed']
     (checkout / 'dies.py').write_text('''
@@ -785,7 +787,8 @@ train.main(sys.argv[1:])
     assert checkpoint.load(path)['step'] == 7
 
 
-@pytest.mark.parametrize('more', [[], RAMP], ids=['constant', 'ramp'])
+@pytest.mark.parametrize('more', [
+    pytest.param([], id='constant'), pytest.param(RAMP, id='ramp', marks=pytest.mark.slow)])
 def test_two_processes_train_what_one_does(prepared, checkout, more):
     argv = [*TINY, '--max_steps=8', '--eval_interval=4', '--log_interval=1', *more]
     process = prepared('train.py', *argv, '--out_dir=one')
