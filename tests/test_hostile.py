@@ -94,7 +94,7 @@ def fuzz(strategy, count, work):
 def counts(short, long):
     """A test with `short` examples in the ordinary suite, and `long` where there is time."""
     return pytest.mark.parametrize('count', [
-        pytest.param(short, id='some'), pytest.param(long, id='many', marks=pytest.mark.slow)])
+        pytest.param(short, id='some'), pytest.param(long, id='many', marks=pytest.mark.long)])
 
 
 def places(value, path=()):
