@@ -47,28 +47,35 @@ class GPTConfig:
         """A copy with the derived values filled in; ValueError where two of them don't fit."""
         config = dataclasses.replace(self, n_kv_head=self.n_kv_head or self.n_head,
                                      n_inner=self.n_inner or self.derived_n_inner())
-        for name in ('block_size', 'vocab_size', 'n_head', 'n_kv_head', 'n_embd'):
-            if (getattr(config, name) or 0) < 1:
-                raise ValueError(f'{name} must be >= 1, not {getattr(config, name)}')
-        for name, sound in {
-                'n_layer': 0 <= config.n_layer <= 4096, 'n_inner': config.n_inner >= 0,
-                'dropout': 0 <= config.dropout < 1, 'norm_eps': 0 <= config.norm_eps < math.inf,
-                'rope_theta': 0 < config.rope_theta < math.inf}.items():
-            if not sound:
-                raise ValueError(f'{name}={getattr(config, name)} is out of bounds')
-        if config.n_embd % config.n_head:
-            raise ValueError(f'n_embd={config.n_embd} is not divisible by n_head={config.n_head}')
-        if config.n_head % config.n_kv_head:
-            raise ValueError(f'n_head={config.n_head} is not divisible by '
-                             f'n_kv_head={config.n_kv_head}')
-        if config.position == 'rope' and config.n_embd // config.n_head % 2:
-            raise ValueError('position=rope needs an even head size, not n_embd / n_head = '
-                             f'{config.n_embd // config.n_head}')
-        table = config.block_size * config.n_embd // config.n_head  # of RoPE
-        if config.position == 'rope' and table > 2 ** 27:
-            raise ValueError(f'block_size={config.block_size} x n_embd={config.n_embd} / n_head='
-                             f'{config.n_head} is above 2^27, too much for a table of RoPE')
+        config.check_bounds()
+        for name, by in (('n_embd', 'n_head'), ('n_head', 'n_kv_head')):
+            if getattr(config, name) % getattr(config, by):
+                raise ValueError(f'{name}={getattr(config, name)} is not divisible by '
+                                 f'{by}={getattr(config, by)}')
+        if config.position == 'rope':
+            config.check_rope(config.n_embd // config.n_head)
         return config
+
+    def check_bounds(self):
+        """ValueError for a number that is impossible by itself; no option may have brought it."""
+        for name in ('block_size', 'vocab_size', 'n_head', 'n_kv_head', 'n_embd'):
+            if (getattr(self, name) or 0) < 1:
+                raise ValueError(f'{name} must be >= 1, not {getattr(self, name)}')
+        for name, sound in {
+                'n_layer': 0 <= self.n_layer <= 4096, 'n_inner': self.n_inner >= 0,
+                'dropout': 0 <= self.dropout < 1, 'norm_eps': 0 <= self.norm_eps < math.inf,
+                'rope_theta': 0 < self.rope_theta < math.inf}.items():
+            if not sound:
+                raise ValueError(f'{name}={getattr(self, name)} is out of bounds')
+
+    def check_rope(self, head_size):
+        """ValueError for heads that can't be rotated, or too large a table of angles."""
+        if head_size % 2:
+            raise ValueError('position=rope needs an even head size, not n_embd / n_head = '
+                             f'{head_size}')
+        if self.block_size * head_size > 2 ** 27:
+            raise ValueError(f'block_size={self.block_size} x n_embd={self.n_embd} / n_head='
+                             f'{self.n_head} is above 2^27, too much for a table of RoPE')
 
     def derived_n_inner(self):
         """The MLP's channels: 4 n_embd. SwiGLU has three matrices for two, so as many weights take

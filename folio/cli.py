@@ -74,7 +74,7 @@ def locked(folder):
     except filelock.Timeout:
         owner = path.read_text(encoding='utf-8') or 'another process'
         raise UserError(f'{short(folder)} is in use by {owner}') from None
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # a file system without locks, or read-only
         print(f'{short(folder)} can\'t be locked ({first_line(error)}); start nothing else there')
     try:
         yield

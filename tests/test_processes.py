@@ -14,7 +14,7 @@ from storm import CLOCK, differences
 from folio import checkpoint
 from folio.journal import read_log
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 # At the usual rates training is chaotic: within 100 steps it makes 1e-3 of a rounding error.
 OPTIONS = [*TINY, '--batch_size=8', '--micro_batch_size=1', '--max_steps=200',
            '--eval_interval=50', '--log_interval=10', '--learning_rate=1e-3', '--muon_lr=3e-3']
