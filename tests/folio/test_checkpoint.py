@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from dataclasses import dataclass
 
 import pytest
@@ -75,6 +76,17 @@ def test_the_checkpoint_before_is_kept_and_taken_where_the_newest_is_broken(tmp_
     assert checkpoint.load(tmp_path)['step'] == 2 and capsys.readouterr().out == ''
 
 
+def test_a_checkpoint_with_one_flipped_bit_is_not_whole(tmp_path, capsys):
+    state = {'model': {'a': torch.zeros(1000)}, 'config': {}, 'tokenizer': None}
+    for step in (1, 2):
+        checkpoint.save(state | {'step': step}, tmp_path / 'ckpt.pt')
+    whole = bytearray((tmp_path / 'ckpt.pt').read_bytes())
+    whole[whole.index(bytes(2000)) + 1000] ^= 4
+    (tmp_path / 'ckpt.pt').write_bytes(whole)
+    assert checkpoint.load(tmp_path)['step'] == 1
+    assert 'ckpt.pt is no whole checkpoint' in capsys.readouterr().out
+
+
 def test_what_is_written_in_the_background_is_what_there_was_when_it_was_saved(tmp_path):
     weight, writer = torch.zeros(3), checkpoint.Writer()
     state = {'model': {'a': weight, 'tied': weight}, 'moments': [{'of': weight[:2]}]}
@@ -89,14 +101,20 @@ def test_what_is_written_in_the_background_is_what_there_was_when_it_was_saved(t
 
 
 def test_a_folder_that_vanished_is_made_again_and_one_that_cannot_be_is_said(tmp_path, capsys):
-    writer = checkpoint.Writer()
-    for folder, failed in (('gone', False), ('file/run', True), ('here', False)):
-        (tmp_path / 'file').touch()
-        writer.save({tmp_path / folder / 'ckpt.pt': {'step': 1}}, lambda: None)
+    writer, path = checkpoint.Writer(), tmp_path / 'run' / 'ckpt.pt'
+
+    def save():
+        writer.save({path: {'step': 1}}, lambda: None)
         writer.wait()
-        assert bool(writer.failed) == failed
-        writer.failed.clear()
-    assert capsys.readouterr().out.startswith('error: ')
+        return writer.failed
+    assert save() == set()
+    shutil.rmtree(path.parent)
+    assert save() == set() and path.exists() and capsys.readouterr().out == ''
+    shutil.rmtree(path.parent)
+    path.parent.touch()  # no folder can be made here
+    assert save() == {path} and capsys.readouterr().out.startswith('error: ')
+    path.parent.unlink()
+    assert save() == set()  # the latest save of it is good
 
 
 def test_a_damaged_checkpoint_is_one_line():
@@ -161,6 +179,20 @@ def test_where_the_user_is_the_files_move_into_a_folder_of_their_own(tmp_path, m
     move_old_run(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {f'{tmp_path.name}.1', 'notes.txt'}
     assert (tmp_path / f'{tmp_path.name}.1' / 'log.jsonl').exists()
+
+
+@pytest.mark.parametrize('other', ['train.py', 'shakespeare_char/'])
+def test_of_a_folder_of_other_things_a_run_alone_is_moved(tmp_path, other):
+    folder = tmp_path / 'data'
+    folder.mkdir()
+    if other.endswith('/'):
+        (folder / other).mkdir()
+    else:
+        (folder / other).touch()
+    (folder / 'ckpt.pt').touch()
+    move_old_run(folder)
+    assert (folder / other).exists() and (folder / 'data.1/ckpt.pt').exists()
+    assert not (folder / 'ckpt.pt').exists()
 
 
 def test_a_converted_model_is_not_put_away(tmp_path):

@@ -38,6 +38,14 @@ def test_sums_and_maxima_of_one_process_are_its_own():
     assert CPU.maximum(3.0, -1.0) == [3, -1]
 
 
+def test_a_maximum_is_that_of_all_processes(monkeypatch):
+    def other_rank(values, operation):
+        assert operation == machine.dist.ReduceOp.MAX
+        values.copy_(torch.maximum(values, torch.tensor([2.0, 7.0], dtype=values.dtype)))
+    monkeypatch.setattr(machine.dist, 'all_reduce', other_rank)
+    assert dataclasses.replace(CPU, world=2).maximum(3.0, 1.0) == [3, 7]
+
+
 def test_the_work_of_rank_0_is_done_there_and_its_failure_ends_all(monkeypatch):
     assert CPU.on_rank_0(max, 3, 5) == 5
     other = dataclasses.replace(CPU, rank=1, world=2)
@@ -70,12 +78,18 @@ def test_autocast_is_on_for_formats_of_two_bytes_alone():
 def test_the_first_signal_is_kept_and_a_second_interrupt_ends_at_once():
     before = signal.getsignal(signal.SIGTERM)
     with machine.catch_signals() as signals:
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
             os.kill(os.getpid(), number)
         assert signals == machine.Signals(signal.SIGTERM, True)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_first_interrupt_is_a_signal_to_stop():
+    with machine.catch_signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signals.stop == signal.SIGINT
 
 
 def test_a_hangup_that_is_ignored_stays_so():
