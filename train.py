@@ -488,12 +488,12 @@ def sample(model, tokenizer, seed):
 
 def evaluate_run(run, say):
     """Validate the model and draw a sample; the numbers go into the record of the last step.
-    Returns whether the loss is the lowest so far, or None if a signal to stop came."""
+    Returns (whether it is done, or a signal to stop came; whether the loss is the lowest)."""
     progress, machine, tokenizer = run.progress, run.machine, run.tokenizer
     loss, bits = validate(run.model, run.val_tokens, machine, run.options.eval_tokens,
                           tokenizer and torch.tensor(tokenizer.text_lengths), run.signals)
     if loss is None:
-        return None
+        return False, False
     refuse_nan(run, 'validation loss', loss)
     run.records = run.records or [{'step': progress.step, 'tokens': tokens_seen(run)}]
     run.records[-1] |= {'val_loss': loss, 'bits_per_byte': bits}
@@ -505,7 +505,7 @@ def evaluate_run(run, say):
         say(text)
     bits_text = f', {bits:.4f} bits per byte' if bits else ''
     say(f'step {progress.step:,}: validation loss {loss:.4f}{bits_text}')
-    return best
+    return True, best
 
 
 def refuse_nan(run, name, number):
@@ -628,9 +628,8 @@ def log_and_save(run, bar, stopped_by, asked):
     if not logging:
         return True
     collect(run, bar)
-    refuse_bad_steps(run, bar.write)
-    best = evaluating and evaluate_run(run, bar.write)
-    if best is None:
+    done, best = evaluate_run(run, bar.write) if evaluating else (True, False)
+    if not done:
         return False
     if run.journal:
         run.journal.log(run.records)
@@ -668,6 +667,7 @@ def collect(run, bar):
     run.pending = []
     last = run.records[-1]
     tell_progress(last, bar, options.max_steps, seconds_left(options, last))
+    refuse_bad_steps(run, records, bar.write)
 
 
 def summarize(run):
@@ -681,14 +681,14 @@ def summarize(run):
     return run.pending
 
 
-def refuse_bad_steps(run, say):
+def refuse_bad_steps(run, records, say):
     """Say how many steps were skipped; UserError after max_bad_steps in a row. float16's own skips,
     which its scaler answers, have a finite loss, and don't count."""
-    bad = [record.get('train_loss', 0) is None or record.get('grad_norm', 0) is None
-           and not run.scaler.is_enabled() for record in run.records]
+    names = ['train_loss'] if run.scaler.is_enabled() else ['train_loss', 'grad_norm']
+    bad = [None in [record[name] for name in names] for record in records]
     if any(bad):
         say(f'{sum(bad)} of {len(bad)} steps skipped: loss or gradient not finite')
-    for record, is_bad in zip(run.records, bad, strict=True):
+    for record, is_bad in zip(records, bad, strict=True):
         run.bad_steps = run.bad_steps + 1 if is_bad else 0
         if run.bad_steps >= run.options.max_bad_steps:
             if run.journal:

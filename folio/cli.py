@@ -51,13 +51,13 @@ def one_line(text, longest=2000):
     return ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:longest])
 
 
-def end_quietly(kind, error, trace, default=sys.excepthook):
+def end_quietly(kind, error, trace):
     """An interrupt while torch is still being loaded needs no traceback."""
     if kind is not KeyboardInterrupt:
-        default(kind, error, trace)
+        sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = end_quietly
+sys.excepthook = end_quietly  # at import, for what is imported next takes seconds
 
 
 @contextlib.contextmanager

@@ -268,7 +268,7 @@ def survives(module, text, other):
         if source.count(text) != 1:
             raise SystemExit(f'{module} has {source.count(text)} times: {text}')
         (copy / module).write_text(source.replace(text, other, 1), encoding='utf-8')
-        command = [sys.executable, '-m', 'pytest', '-x', '-q', '-n0', '-p', 'no:cacheprovider',
+        command = [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider',
                    tests_of(module)]
         try:
             return subprocess.run(command, cwd=copy, capture_output=True, timeout=SECONDS,
