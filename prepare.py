@@ -8,8 +8,8 @@ A recipe, data/NAME.py, is Python whose assignments are the options below. The .
 little-endian uint16 token ids (uint32 where the vocabulary exceeds 65,536).
 
 A file of plain text is a document; so is each line of a .jsonl and each row of a .parquet file;
-all may be compressed: .gz, .bz2, .xz, .zst. With 100 documents or more, val.bin has those that a
-hash of their text chooses, else the end of the whole text.
+all may be compressed: .gz, .bz2, .xz, .zst. With 100 documents or more, val.bin has those whose
+text has the lowest hashes, else the end of the whole text.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ from folio.tokenizer import Tokenizer, code_points, name_of, tiktoken_spec, trai
 SPLITS = ('train', 'val')
 NAME = r'\w[\w.-]*'  # of a data set
 WHOLE_DOCUMENTS_FROM = 100  # documents, from which on each goes to one split as a whole
+LARGE = 10_000  # documents, from which on validation's share of the text is left to chance
 BPE_SAMPLE = 1 << 25  # characters that a vocabulary is learned from
 UNKNOWN = '\ufffd'  # of a limited vocabulary of characters
 LLMC_HEADER = [20240520, 1]  # llm.c's magic number and version
@@ -52,6 +53,7 @@ class PrepareConfig:
     file: str | None = None  # a single raw file's name in data/NAME/; None: the URL's end
     max_files: Annotated[int | None, '>= 1'] = None  # of the URLs only the first; None: all
     field: str = 'text'  # of JSON lines, and column of Parquet files
+    crlf: bool = False  # keep the line ends \r\n of plain text, which else become \n
     tokenizer: str = 'char'  # char, byte, gpt2 or another of tiktoken's, bpe:N: learned
     max_vocab: Annotated[int | None, '>= 2'] = None  # char: rarer ones are one unknown; None: no
     val_fraction: Annotated[float, '> 0', '< 1'] = 0.1  # of the documents, or of the text
@@ -97,6 +99,7 @@ def prepare(options):
         (folder / 'meta.json.tmp').write_text(json.dumps(meta), encoding='utf-8')
         publish(folder)
     report(folder, meta, counts, tokenizer)
+    report_changes(source)
 
 
 def known_spec(name):
@@ -119,8 +122,8 @@ def cleaned(folder):
     except OSError as error:
         raise UserError(f'{folder} could not be written: {error}') from None
     finally:
-        for path in folder.glob('*.tmp'):
-            path.unlink()
+        for path in [*folder.glob('*.tmp'), folder / 'stdin.jsonl']:
+            path.unlink(missing_ok=True)
         if not existed and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -152,15 +155,18 @@ def raw_files(options, folder):
         import shutil  # which loads compressions
         with open(piped, 'wb') as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
+        if texts.looks_like_json(piped):
+            piped = piped.rename(folder / 'stdin.jsonl')
     if options.input:
         return texts.input_files([piped if path == '-' else path for path in options.input])
     from folio.download import fetch_files  # which loads more than others need
     urls = options.url[:options.max_files]
-    names = [options.file or url.rpartition('/')[2] for url in urls]
+    names = [options.file or re.split('[?#]', url)[0].rpartition('/')[2] for url in urls]
     if not all(re.fullmatch(r'[^/\0]+', name) and name not in ('.', '..') for name in names):
         raise UserError(f'{options.name}: a URL ends in no name of a file; give one, --file=NAME')
     if len(set(names)) < len(names):
         raise UserError(f'{options.name}: the URLs end in the same name')
+    texts.check_libraries(names)  # before hours of fetching
     sums = options.sha256[:len(urls)] or [None] * len(urls)
     return fetch_files(urls, names, sums, folder)
 
@@ -168,21 +174,29 @@ def raw_files(options, folder):
 # --- documents -----------------------------------------------------------------------------------
 
 class Source:
-    """The documents of the files: fewer than WHOLE_DOCUMENTS_FROM are held, in a list without exact
-    copies, and more are read again for each pass."""
+    """The documents of the files, which are read again for each pass; fewer than
+    WHOLE_DOCUMENTS_FROM without exact copies, which might end up in the other split."""
 
     def __init__(self, paths, options):
         self.paths, self.options = paths, options
         self.workers = options.workers or os.cpu_count()
-        self.read_files = functools.partial(texts.documents, paths, options.field)
-        first = list(itertools.islice(self.read_files(), WHOLE_DOCUMENTS_FROM))
-        self.held = without_copies(first) if len(first) < WHOLE_DOCUMENTS_FROM else None
-        self.documents_read = len(first)
+        self.found = {}  # what was changed in the texts, or left out, see texts.documents
+        self.read_files = functools.partial(
+            texts.documents, paths, options.field, options.crlf, self.found)
+        self.documents_read = 0
+        alone = len(list(itertools.islice(self.read_files(), 2))) < 2  # there is nothing to compare
+        self.fingerprints = [] if alone else [
+            document.fingerprint() for document in itertools.islice(self.read_files(), LARGE)]
+        self.joined = len(self.fingerprints) < WHOLE_DOCUMENTS_FROM
 
     def documents(self):
         """The Documents, in order; documents_read counts those of the latest pass."""
-        self.documents_read = 0
-        for document in self.read_files() if self.held is None else self.held:
+        self.documents_read, seen = 0, set()
+        for number, document in enumerate(self.read_files()):
+            if self.joined and self.fingerprints:
+                if self.fingerprints[number] in seen:
+                    continue
+                seen.add(self.fingerprints[number])
             self.documents_read += 1
             yield document
 
@@ -203,6 +217,12 @@ class Source:
             counts[:len(found)] += found
         return counts
 
+    def count_characters(self):
+        """How many characters the texts have."""
+        if self.options.tokenizer == 'char':  # whose vocabulary needs more than their number
+            return int(self.character_counts.sum())
+        return sum(map(len, self.texts('counting')))
+
     def spec(self):
         """The dict of a tokenizer made for these texts: bpe:N, or characters."""
         kind, _, size = self.options.tokenizer.partition(':')
@@ -212,7 +232,7 @@ class Source:
         """The dict of a tokenizer of the characters, or of the max_vocab commonest, which then have
         UNKNOWN among them."""
         counts, limit = self.character_counts.copy(), self.options.max_vocab
-        if self.held is None or len(self.held) > 1:  # documents, which a newline has to separate
+        if self.fingerprints:  # several documents, which a newline has to separate
             counts[ord('\n')] = counts.max() + 1
         codes = np.flatnonzero(counts)
         if limit is None or len(codes) <= limit:
@@ -235,32 +255,32 @@ class Source:
 
     def parts(self):
         """(split, pieces of text) of each document; UserError for a text too short to split."""
-        if self.held is None:
-            return split_by_hash(self.documents(), self.options.val_fraction)
-        characters = int(self.character_counts.sum())
-        cut = int(characters * (1 - self.options.val_fraction))
+        fraction = self.options.val_fraction
+        if not self.joined:
+            return split_by_hash(self.documents(), hash_limit(self.fingerprints, fraction))
+        characters = self.count_characters()
+        cut = int(characters * (1 - fraction))
         if not 0 < cut < characters:
             raise UserError(f'{self.options.name}: {characters} characters are too few to split')
         return split_by_position(self.documents(), cut)
 
 
-def without_copies(held):
-    """The documents without exact copies of earlier ones, which might end up in the other split."""
-    if len(held) < 2:
-        return held
-    unique = {}
-    for document in held:
-        unique.setdefault(document.digest(), document)
-    if len(unique) < len(held):
-        print(f'exact copies of others, left out: {len(held) - len(unique)}')
-    return list(unique.values())
+def hash_limit(fingerprints, fraction):
+    """The number that the hash of a document for validation lies below. `fingerprints` are those of
+    all documents if there are fewer than LARGE, and then validation has one at least, and as near
+    to the fraction of the text as whole documents come."""
+    if len(fingerprints) == LARGE:
+        return int(fraction * 2 ** 64)
+    hashes, lengths = zip(*sorted(fingerprints), strict=True)
+    before = np.cumsum(lengths[:-1])  # characters of the documents below hashes[1], hashes[2], ...
+    return hashes[1 + int(np.abs(before - fraction * sum(lengths)).argmin())]
 
 
-def split_by_hash(documents, val_fraction):
+def split_by_hash(documents, limit):
     """(split, pieces of text) of each document, which goes whole to the split its hash names."""
-    share = int(val_fraction * 2 ** 64)
     for document in documents:
-        yield 'val' if document.digest() < share else 'train', document.pieces()
+        digest, _ = document.fingerprint()
+        yield 'val' if digest < limit else 'train', document.pieces()
 
 
 def split_by_position(documents, cut):
@@ -379,6 +399,20 @@ def report(folder, meta, counts, tokenizer):
         print('long ones:  ', '|'.join(longest).replace('\n', '\\n'))
 
 
+def report_changes(source):
+    """Print what was changed in the texts, or left out."""
+    changes = Counter()
+    for (_, what), count in source.found.items():
+        changes[what] += count
+    if changes[texts.CRLF]:
+        print(f'{changes[texts.CRLF]:,} line ends \\r\\n became \\n (--crlf=True keeps them)')
+    if changes[texts.EMPTY]:
+        print(f'documents without a text, left out: {changes[texts.EMPTY]:,}')
+    copies = len(source.fingerprints) - source.documents_read
+    if source.joined and copies > 0:
+        print(f'exact copies of others, left out: {copies}')
+
+
 # --- token files, read ---------------------------------------------------------------------------
 
 class Tokens:
@@ -391,7 +425,8 @@ class Tokens:
 
     def __init__(self, paths, dtype, vocab_size, count=None):
         self.paths, self.vocab_size = paths, vocab_size
-        self.shards = [open_shard(path, np.dtype(dtype)) for path in paths]
+        self.open = functools.lru_cache(256)(open_unbuffered)  # systems allow 1,024 open files
+        self.shards = [read_header(path, np.dtype(dtype)) for path in paths]
         self.ends = np.cumsum([count for *_, count in self.shards])
         if count not in (None, len(self)):
             raise UserError(f'{paths[0]} is half made: it has {len(self):,} tokens, meta.json says '
@@ -403,7 +438,8 @@ class Tokens:
     def read(self, start, length):
         """The ids from start on, (length,), as they are on disk."""
         number = self.shard_of(start)
-        file, dtype, offset, count = self.shards[number]
+        dtype, offset, count = self.shards[number]
+        file = self.open(self.paths[number])
         skipped = start - (self.ends[number] - count)  # of the shard's ids
         file.seek(offset + skipped * dtype.itemsize)
         ids = np.frombuffer(file.read(min(length, count - skipped) * dtype.itemsize), dtype)
@@ -436,18 +472,23 @@ class Tokens:
         return ids
 
 
-def open_shard(path, dtype):
-    """(file, dtype, offset, count): where the ids of a token file are; UserError if it is cut."""
-    file, size = open(path, 'rb', buffering=0), path.stat().st_size
-    head = np.frombuffer(file.read(12), '<i4').tolist() if size >= 12 else []
+def open_unbuffered(path):
+    return open(path, 'rb', buffering=0)
+
+
+def read_header(path, dtype):
+    """(dtype, offset, count): where the ids of a token file are; UserError if it is cut."""
+    size = path.stat().st_size
+    with open_unbuffered(path) as file:
+        head = np.frombuffer(file.read(12), '<i4').tolist() if size >= 12 else []
     if head[:2] == LLMC_HEADER:
         if head[2] < 0 or size != 1024 + 2 * head[2]:
             raise UserError(f'{path} is half made: it has {size:,} bytes, its header says '
                             f'{head[2]:,} tokens of 2')
-        return file, np.dtype('<u2'), 1024, head[2]
+        return np.dtype('<u2'), 1024, head[2]
     if size % dtype.itemsize:
         raise UserError(f'{path} has {size:,} bytes, no whole number of {dtype} tokens')
-    return file, dtype, 0, size // dtype.itemsize
+    return dtype, 0, size // dtype.itemsize
 
 
 def open_corpus(name):
@@ -456,7 +497,7 @@ def open_corpus(name):
     folder = folio.options.ROOT / 'data' / name
     recipes = {path.stem: path for path in (folio.options.ROOT / 'data').glob('*.py')}
     recipe = recipes.get(name)  # no other file is run, whatever a checkpoint calls its data
-    if not list(folder.glob('*train*.bin')):
+    if not split_files(folder, 'train'):
         prepare_missing(folder, recipe, known=', '.join(sorted(recipes)))
     meta = read_meta(folder, recipe)
     return *(open_split(folder, split, meta) for split in SPLITS), meta
@@ -477,7 +518,8 @@ def read_meta(folder, recipe):
     if not (folder / 'meta.json').exists():
         return foreign_meta(folder)
     meta = load_meta(folder / 'meta.json')
-    if recipe and describe_recipe(read_options([str(recipe)])) != meta.get('recipe'):
+    made_with = describe_recipe(PrepareConfig()) | (meta.get('recipe') or {})
+    if recipe and describe_recipe(read_options([str(recipe)])) != made_with:
         print(f'warning: {folder} was made with other options than are in {recipe} now; '
               'prepare.py makes it anew')
     return meta
@@ -512,12 +554,20 @@ def foreign_meta(folder):
 
 
 def open_split(folder, split, meta):
-    """The Tokens of all files in the folder that have the split in their name, in sorted order."""
-    paths = sorted(path for path in folder.glob(f'*{split}*.bin') if path.is_file())
+    """The Tokens of a split in the folder, of all its files; UserError without one."""
+    paths = split_files(folder, split)
     if not paths:
         raise UserError(f'{folder} has no {split}.bin; run prepare.py again')
     return Tokens(paths, np.dtype(meta['dtype']).newbyteorder('<'), meta['vocab_size'],
                   meta['tokens'].get(split))
+
+
+def split_files(folder, split):
+    """The token files that have the split's name as a word in theirs, in sorted order; so
+    pretrain_val.bin is none of train's."""
+    word = re.compile(rf'(?<![a-z]){split}(?![a-z])')
+    return sorted(path for path in folder.glob('*.bin')
+                  if path.is_file() and word.search(path.stem))
 
 
 if __name__ == '__main__':

@@ -167,6 +167,9 @@ def tell_start(options, machine, parameters, tokens):
     print(f'{parameters:,} parameters on {options.dataset} ({tokens:,} tokens), '
           f'{rise}{options.batch_size} x {options.block_size} tokens a step, {micro} sequences at '
           f'once; {machine}', flush=True)
+    if tokens < 4 * options.vocab_size and options.init_from is None:
+        print(f'a vocabulary of {options.vocab_size:,} is too large for {tokens:,} tokens: most of '
+              'it is hardly seen; prepare the text with --tokenizer=char or --tokenizer=bpe:1024')
 
 
 def tell_progress(record, bar, max_steps, seconds_left):

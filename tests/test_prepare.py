@@ -37,7 +37,7 @@ def contents(folder):
 
 @pytest.mark.parametrize('tokenizer', ['char', 'byte'])
 def test_the_splits_are_the_text_cut_at_the_fraction(home, tokenizer):
-    text = 'Grüße, 世界!\r\n\n' * 100
+    text = 'Grüße, 世界!\n\n' * 100
     (home / 'book.txt').write_bytes(text.encode())
     prepare.main(['--input=book.txt', f'--tokenizer={tokenizer}', '--name=book',
                   '--val_fraction=0.3'])
@@ -114,6 +114,48 @@ def test_standard_input_is_a_document(home, monkeypatch):
     assert ''.join(read(home / 'data' / 'some')[1:]) == 'from a pipe ' * 9
     assert sorted(path.name for path in (home / 'data' / 'some').iterdir()) == [
         'meta.json', 'train.bin', 'val.bin']
+
+
+@pytest.mark.parametrize('piped', [b'{"text": "from "}\n{"text": "a pipe"}\n',
+                                   b'[{"text": "from a pipe"}]'])
+def test_json_on_standard_input_is_no_plain_text(home, monkeypatch, piped):
+    monkeypatch.setattr(prepare.sys, 'stdin', io.TextIOWrapper(io.BytesIO(piped)))
+    before = contents(home / 'data')
+    if piped[:1] == b'[':
+        with pytest.raises(UserError, match='makes lines of an array'):
+            prepare.main(['--input=-', '--tokenizer=byte', '--name=some'])
+        assert contents(home / 'data').keys() <= before.keys() | {home / 'data' / '.some.lock'}
+    else:
+        prepare.main(['--input=-', '--tokenizer=byte', '--name=some'])
+        assert ''.join(read(home / 'data' / 'some')[1:]) == 'from \na pipe'
+
+
+def test_long_documents_are_not_held_in_memory(home):
+    with open(home / 'x.jsonl', 'w') as file:
+        for i in range(60):
+            file.write(json.dumps({'text': f'{i} ' * 1_000_000}) + '\n')
+    program = ('import prepare, folio.options; from pathlib import Path;'
+               'folio.options.ROOT = Path.cwd();'
+               'prepare.main(["--input=x.jsonl", "--tokenizer=byte", "--name=some"]);'
+               'print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])')
+    done = subprocess.run([sys.executable, '-c', program], cwd=home, capture_output=True, text=True,
+                          env=os.environ | {'PYTHONPATH': str(REPOSITORY)})
+    assert int(done.stdout.split()[-1]) < 150_000, done  # kilobytes; the texts have 170,000
+
+
+def test_a_recipe_whose_library_is_missing_fetches_nothing(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
+    monkeypatch.setattr('folio.download.fetch_files', lambda *arguments: pytest.fail('it fetched'))
+    with pytest.raises(UserError, match='pip install pyarrow'):
+        prepare.main(['--url=http://localhost/x.PARQUET?download=true', '--name=some'])
+
+
+def test_the_name_of_a_raw_file_is_the_end_of_its_url_without_a_query(home, monkeypatch):
+    (home / 'mirror').mkdir()
+    (home / 'mirror' / 'x.jsonl').write_text('{"text": "one"}\n{"text": "two"}\n')
+    monkeypatch.setenv('DATA_MIRROR', str(home / 'mirror'))
+    prepare.main(['--url=http://localhost/x.jsonl?download=true#top', '--name=some'])
+    assert ''.join(read(home / 'data' / 'some')[1:]) == 'one\ntwo'
 
 
 def test_a_learned_vocabulary_brings_the_text_back_with_separators_between_documents(home, capsys):
@@ -209,22 +251,42 @@ def test_tiny_shakespeare_is_the_known_corpus(tmp_path, monkeypatch):
     assert train.startswith('First Citizen:\nBefore we proceed')
 
 
-def test_newlines_and_a_byte_order_mark_stay_as_they_are(home):
-    (home / 'x.txt').write_bytes(b'\xef\xbb\xbfone\r\ntwo\rthree\n' * 9)
-    prepare.main(['--input=x.txt', '--tokenizer=byte', '--name=some'])
-    files = [(home / 'data' / 'some' / f'{split}.bin') for split in ('train', 'val')]
-    ids = np.concatenate([np.fromfile(file, '<u2') for file in files])
-    assert bytes(ids.tolist()) == (home / 'x.txt').read_bytes()
+def test_line_ends_become_newlines_unless_they_are_kept(home, capsys):
+    (home / 'x.txt').write_bytes(b'\xef\xbb\xbf' + b'one\r\ntwo\rthree\n' * 9)
+    prepare.main(['--input=x.txt', '--tokenizer=char', '--name=some'])
+    assert ''.join(read(home / 'data' / 'some')[1:]) == 'one\ntwo\rthree\n' * 9
+    assert '9 line ends \\r\\n became \\n (--crlf=True keeps them)' in capsys.readouterr().out
+    prepare.main(['--input=x.txt', '--tokenizer=char', '--name=some', '--crlf=True'])
+    assert ''.join(read(home / 'data' / 'some')[1:]) == 'one\r\ntwo\rthree\n' * 9
+    assert 'became' not in capsys.readouterr().out
 
 
-def test_a_hash_below_the_fraction_of_its_range_is_what_chooses_validation():
-    def document(digest):
-        made = texts.Document(lambda: ['x'])
-        made.digest = lambda: digest
-        return made
-    digests = [0, 2 ** 62 - 1, 2 ** 62, 2 ** 64 - 1]
-    splits = [split for split, _ in prepare.split_by_hash(map(document, digests), 0.25)]
-    assert splits == ['val', 'val', 'train', 'train']
+def test_documents_below_a_limit_go_to_validation():
+    limit = texts.Document(lambda: ['b']).fingerprint()[0]
+    documents = [texts.Document(lambda letter=letter: [letter]) for letter in 'abcdefgh']
+    splits = [split for split, _ in prepare.split_by_hash(documents, limit)]
+    below = [document.fingerprint()[0] < limit for document in documents]
+    assert splits == ['val' if is_below else 'train' for is_below in below]
+    assert len(set(below)) == 2 and not below[1]
+
+
+def test_validation_has_its_share_of_the_characters_up_to_a_document(home):
+    stories = [f'{zlib.crc32(str(i).encode())} ' * (1 + i % 7) + '\n' for i in range(120)]
+    (home / 'x.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in stories))
+    for fraction in (0.1, 0.35, 0.001, 0.999):
+        prepare.main(['--input=x.jsonl', '--tokenizer=byte', '--name=some',
+                      f'--val_fraction={fraction}'])
+        _, train, val = read(home / 'data' / 'some')
+        longest = max(map(len, stories))
+        assert abs(len(val) - fraction * len(train + val)) <= max(len(train + val) / 200, longest)
+        assert train and val
+
+
+def test_of_very_many_documents_a_share_of_all_hashes_goes_to_validation():
+    few = [(2 ** 63 + i, 1) for i in range(100)]
+    assert prepare.hash_limit(few, 0.25) == 2 ** 63 + 25
+    many = [(2 ** 63 + i, 1) for i in range(prepare.LARGE)]
+    assert prepare.hash_limit(many, 0.25) == 2 ** 62
 
 
 def test_a_document_across_the_cut_comes_in_two_parts():
@@ -250,9 +312,9 @@ def test_meta_counts_documents_characters_bytes_and_tokens(home):
 
 
 def test_documents_that_leave_a_split_empty_are_refused(home):
-    (home / 'x.jsonl').write_text(''.join(f'{{"text": "document {i}"}}\n' for i in range(150)))
+    (home / 'x.jsonl').write_text('{"text": "the same"}\n' * 150)
     with pytest.raises(UserError, match='150 documents leave a split empty'):
-        prepare.main(['--input=x.jsonl', '--name=some', '--val_fraction=1e-9'])
+        prepare.main(['--input=x.jsonl', '--name=some'])
 
 
 def test_a_folder_with_the_files_of_another_program_is_left_alone(home):
@@ -393,6 +455,29 @@ def test_the_shards_of_a_folder_are_one_corpus(home):
     assert train.read(99, 2).tolist() == [1, 2]
 
 
+def test_more_shards_than_files_may_be_open_are_read(tmp_path):
+    import resource
+    for i in range(300):
+        np.arange(i, i + 2, dtype='<u2').tofile(tmp_path / f'{i:03}.bin')
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(os.listdir('/proc/self/fd'))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 280, limits[1]))
+    try:
+        tokens = Tokens(sorted(tmp_path.iterdir()), '<u2', 400)
+        assert [tokens.read(2 * i, 1)[0] for i in range(300)] == list(range(300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_split_has_the_files_with_its_name_as_a_word(home):
+    folder = home / 'data' / 'foreign'
+    folder.mkdir()
+    for name in ('pretrain_train.bin', 'pretrain_val.bin', 'pretrain_val2.bin'):
+        np.arange(9, dtype='<u2').tofile(folder / name)
+    train, val, _ = open_corpus('foreign')
+    assert (len(train), len(val)) == (9, 18)
+
+
 def test_a_half_made_data_set_is_refused(home):
     path = home / 'data' / 'tiny' / 'val.bin'
     path.write_bytes(path.read_bytes()[:-2])
@@ -420,6 +505,9 @@ def test_a_recipe_that_changed_is_a_warning(home, capsys):
     recipe = home / 'data' / 'other.py'
     recipe.write_text("input = 'tiny.txt'\ntokenizer = 'byte'\n")
     open_corpus('other')
+    meta = json.loads((home / 'data' / 'other' / 'meta.json').read_text())
+    del meta['recipe']['crlf']  # an option that was not there when the data set was made
+    (home / 'data' / 'other' / 'meta.json').write_text(json.dumps(meta))
     open_corpus('other')
     assert 'warning' not in capsys.readouterr().out
     recipe.write_text("input = 'tiny.txt'\ntokenizer = 'char'\n")

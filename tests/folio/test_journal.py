@@ -13,6 +13,7 @@ from conftest import TINY
 import train
 from folio import checkpoint, journal
 from folio.cli import UserError
+from folio.machine import Machine
 
 RECORDS = [{'step': step, 'tokens': 10 * step, 'train_loss': 3 - step} for step in (1, 2, 3)]
 
@@ -189,3 +190,11 @@ def test_without_a_project_nothing_is_sent(home, monkeypatch):
     assert checkpoint.load('run/ckpt.pt')['tracker'] is None
     with pytest.raises(UserError, match='wandb_project: pip install wandb'):
         train.main([*TINY, '--max_steps=1', '--out_dir=other', '--wandb_project=folio'])
+
+
+def test_a_vocabulary_too_large_for_the_text_is_said_unless_weights_come_with_it(capsys):
+    machine = Machine()
+    for init_from, tokens, said in ((None, 255, True), (None, 256, False), ('out/x', 9, False)):
+        options = train.TrainConfig(vocab_size=64, init_from=init_from)
+        journal.tell_start(options, machine, 1, tokens)
+        assert ('a vocabulary of 64 is too large' in capsys.readouterr().out) == said

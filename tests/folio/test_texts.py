@@ -35,10 +35,83 @@ def test_files_folders_and_globs_are_read_in_order(home):
 def test_text_and_json_lines_are_read_compressed_or_not(tmp_path, packed):
     plain, lines = tmp_path / f'a.txt{packed}', tmp_path / f'b.jsonl{packed}'
     with WRITERS[packed](plain, 'wb') as file:
-        file.write('straße\r\n'.encode())
+        file.write('\ufeffstraße\r\n'.encode())
     with WRITERS[packed](lines, 'wb') as file:
         file.write(b'{"text": "one"}\r\n\n{"text": "tw\\ud800o"}')
-    assert contents([plain, lines]) == ['straße\r\n', 'one', 'tw\ufffdo']
+    assert contents([plain, lines]) == ['straße\n', 'one', 'tw\ufffdo']
+
+
+@pytest.mark.parametrize('name', ['a.JSONL', 'a.ndjson', 'a.Jsonl.GZ', 'a.json'])
+def test_a_kind_is_known_by_its_ending_in_any_case_of_letters(tmp_path, name):
+    write = gzip.compress if name.endswith('GZ') else bytes
+    (tmp_path / name).write_bytes(write(b'{"text": "one"}\n'))
+    assert contents([tmp_path / name]) == ['one']
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('a.csv', b'a,b', 'a table: turn it into JSON lines'), ('a.TAR.GZ', None, 'unpack it'),
+    ('a.pdf', b'', 'export it'), ('a', b'%PDF-1.4', 'export it'), ('a', b'\x89PNG', 'a picture'),
+    ('a.docx', b'', 'export it'), ('a', b'PK\3\4', 'an archive'), ('a', b'a\0b', 'NUL bytes'),
+    ('a', None, 'gzip data'), ('a.txt', 'text'.encode('utf-16'), 'iconv -f UTF-16'),
+    ('a.txt.gz', gzip.compress(b'a\0'), 'binary'), ('a.txt', b'Gr\xfc\xdfe', 'iconv -f LATIN1'),
+    ('a.json', b'[{"text": "one"}]', 'line 1: it is no object; .* makes lines of an array'),
+    ('a.json', b'{\n"text": "one"}', 'line 1: Expecting .*; each line has to be an object'),
+    ('a.jsonl', b'{"text": 7}', 'no text is called text'),
+    ('a.jsonl', b'[' * 10 ** 5, 'line 1: .*; each line')])
+def test_what_is_no_text_is_refused_with_what_to_do(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(gzip.compress(b'x') if content is None else content)
+    with pytest.raises(UserError, match=message):
+        contents([tmp_path / name])
+
+
+def test_what_is_no_text_is_left_out_of_a_folder_and_counted(home, capsys):
+    (home / 'notes').mkdir()
+    for name, content in (('a.txt', b'A'), ('b.PNG', b'\x89PNG'), ('c.png', b'\x89PNG'),
+                          ('d.docx', b''), ('e.jsonl', b'{"text": "E"}'), ('f', b'%PDF')):
+        (home / 'notes' / name).write_bytes(content)
+    assert contents(texts.input_files(['notes'])) == ['A', 'E']
+    assert ': 2 .png, 1 .docx, 1 f\n' in capsys.readouterr().out
+    with pytest.raises(UserError, match='b.PNG looks like a picture'):
+        contents(texts.input_files(['notes/*']))
+
+
+def test_line_ends_become_newlines_wherever_blocks_end_and_are_counted(tmp_path, monkeypatch):
+    content = '\ufeffone\r\n\r\r\ntwo\rthree\n\r'.encode()
+    path = tmp_path / 'a.txt'
+    path.write_bytes(content)
+    for size in range(1, len(content) + 1):
+        monkeypatch.setattr(texts, 'PIECE', size)
+        counts = {}
+        document, = texts.documents([path], 'text', counts=counts)
+        assert ''.join(document.pieces()) == 'one\n\r\ntwo\rthree\n\r'
+        assert counts == {(path, texts.CRLF): 2}
+        document, = texts.documents([path], 'text', crlf=True)
+        assert '\ufeff' + ''.join(document.pieces()) == content.decode()
+
+
+def test_lines_and_rows_without_a_text_are_left_out_and_counted(tmp_path):
+    pyarrow, parquet = (pytest.importorskip(name) for name in ('pyarrow', 'pyarrow.parquet'))
+    lines, rows = tmp_path / 'a.jsonl', tmp_path / 'b.parquet'
+    parquet.write_table(pyarrow.table({'text': [None, 'one', '']}), rows)
+    lines.write_text('{"text": null}\n{"text": "one"}\n{"text": ""}\n')
+    for path in (lines, rows):
+        counts = {}
+        texts_read = [''.join(document.pieces())
+                      for document in texts.documents([path], 'text', counts=counts)]
+        assert texts_read == ['one'] and counts == {(path, texts.EMPTY): 2}
+
+
+def test_a_column_that_holds_no_texts_is_refused_with_the_kinds_of_all(tmp_path):
+    pyarrow, parquet = (pytest.importorskip(name) for name in ('pyarrow', 'pyarrow.parquet'))
+    columns = {'numbers': [1, 2], 'lists': [['a'], []], 'structs': [{'a': 'b'}] * 2,
+               'bytes': [b'a', b'b'], 'words': pyarrow.array(['a', 'b']).dictionary_encode(),
+               'long': pyarrow.array(['a', 'b'], pyarrow.large_string())}
+    path = tmp_path / 'a.parquet'
+    parquet.write_table(pyarrow.table(columns), path)
+    for name in ('numbers', 'lists', 'structs', 'bytes'):
+        with pytest.raises(UserError, match=f'no column of texts is called {name} .*int64'):
+            contents([path], name)
+    assert contents([path], 'words') == contents([path], 'long') == ['a', 'b']
 
 
 @pytest.mark.parametrize('packed', ['.gz', '.bz2', '.xz', '.zst', '.parquet', '.parquet.gz'])
@@ -72,7 +145,7 @@ def test_parquet_is_read_compressed_or_not(tmp_path):
     parquet.write_table(pyarrow.table({'text': ['one', None, 'two']}), path)
     (tmp_path / 'b.parquet.gz').write_bytes(gzip.compress(path.read_bytes()))
     assert contents([path, tmp_path / 'b.parquet.gz']) == ['one', 'two'] * 2
-    with pytest.raises(UserError, match='a.parquet: no column is called story .* text'):
+    with pytest.raises(UserError, match='a.parquet: no column of texts is called story .* text'):
         contents([path], 'story')
 
 
