@@ -228,8 +228,8 @@ def read_plain(path, crlf, counts):
             yield text
     except UnicodeDecodeError as error:
         place = read - len(error.object) + error.start  # its object ends where reading does
-        raise UserError(f'{path} is not UTF-8 text: byte {place:,} is broken; if it is in an older '
-                        f'encoding, convert it: iconv -f LATIN1 -t UTF-8 {path.name} > NEW') from None
+        raise UserError(f'{path} is not UTF-8 text: byte {place:,} is broken; text in an older '
+                        f'encoding: iconv -f LATIN1 -t UTF-8 {path.name} > NEW') from None
     counts[path, CRLF] = found
 
 
