@@ -92,9 +92,9 @@ def fuzz(strategy, count, work):
 
 
 def counts(short, long):
-    """A test with `short` examples in the ordinary suite, and `long` where there is time."""
+    """A test with `short` examples in the ordinary suite, `long` in the slow one."""
     return pytest.mark.parametrize('count', [
-        pytest.param(short, id='some'), pytest.param(long, id='many', marks=pytest.mark.long)])
+        pytest.param(short, id='some'), pytest.param(long, id='many', marks=pytest.mark.slow)])
 
 
 def places(value, path=()):
