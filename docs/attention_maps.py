@@ -1,6 +1,6 @@
 """The attention maps of every layer and head of a checkpoint, for a short text.
 
-    python docs/attention_maps.py --out_dir=out/shakespeare_char --text="ROMEO: where is she?"
+    python docs/attention_maps.py out/shakespeare_char --text="ROMEO: where is she?"
 
 Each row of a map is a token, and shows how much it takes from each token before it. The maps are
 made beside the model's own attention, which knows nothing of it.
@@ -31,7 +31,7 @@ class MapsConfig:
 
 
 def main(argv):
-    options, _ = parse(MapsConfig, argv)
+    options, _ = parse(MapsConfig, argv, bare='out_dir')
     state = checkpoint.load(options.out_dir)
     network = model.from_checkpoint(state)
     if state['tokenizer'] is None:

@@ -242,6 +242,18 @@ class Signals:
 
 
 @contextlib.contextmanager
+def ignore_save_signal():
+    """A context in which SIGUSR1, which by default ends a process, does nothing."""
+    number = getattr(signal, 'SIGUSR1', None)  # Windows has none
+    before = number and signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        if number:
+            signal.signal(number, before)
+
+
+@contextlib.contextmanager
 def catch_signals():
     """Signals, which hears SIGINT, SIGTERM, SIGHUP (not if it is ignored, as by nohup) and SIGUSR1
     until the end of the `with`; a second SIGINT interrupts at once."""
@@ -249,8 +261,9 @@ def catch_signals():
     names = [name for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
     before = {getattr(signal, name): signal.signal(getattr(signal, name), signals.handle)
               for name in names}
-    if signal.SIG_IGN in before.values():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    hangup = getattr(signal, 'SIGHUP', None)  # Windows has none
+    if before.get(hangup) == signal.SIG_IGN:
+        signal.signal(hangup, signal.SIG_IGN)
     try:
         yield signals
     finally:

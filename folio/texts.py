@@ -176,6 +176,13 @@ def read_parquet(path, field):
             yield from filter(None, batch.column(0).to_pylist())
 
 
+def plain(text):
+    """(the text as a plain file's is read, how often): without a byte order mark, and with a
+    newline for each \\r\\n."""
+    text = text.removeprefix('\ufeff')
+    return text.replace('\r\n', '\n'), text.count('\r\n')
+
+
 # --- pieces --------------------------------------------------------------------------------------
 
 def group_pieces(pieces, length=len):

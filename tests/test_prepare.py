@@ -121,7 +121,7 @@ def test_a_learned_vocabulary_brings_the_text_back_with_separators_between_docum
     for i in range(3):
         (home / f'{i}.txt').write_text(f'document {i}: straße 🙂 <|endoftext|> \n' * 20)
     prepare.main(['--input=*.txt', '--tokenizer=bpe:300', '--name=some', '--val_fraction=0.2'])
-    assert capsys.readouterr().out.count('\n') == 4
+    assert capsys.readouterr().out.count('\n') == 5
     meta, train, val = read(home / 'data' / 'some')
     assert meta['vocab_size'] <= 300 and meta['tokenizer']['name'] == 'bpe:300'
     start = Tokenizer(meta['tokenizer']).start
