@@ -209,6 +209,22 @@ def test_tiny_shakespeare_is_the_known_corpus(tmp_path, monkeypatch):
     assert train.startswith('First Citizen:\nBefore we proceed')
 
 
+def test_the_next_command_is_the_last_line(home, capsys):
+    prepare.main(['--input', 'tiny.txt', '--name', 'x.py', '--workers', '1'])
+    *_, report, last = capsys.readouterr().out.splitlines()
+    assert last == 'train it: python train.py --dataset=x.py'
+    assert 'vocabulary: 40 different characters, 40 ids' in report
+    assert read(home / 'data' / 'x.py')[0]['recipe']['name'] == 'x.py'
+
+
+def test_a_data_set_has_the_name_of_its_recipe_and_not_of_a_text(home):
+    (home / 'code.py').write_text(TEXT)
+    with pytest.raises(UserError, match='name the data set'):
+        prepare.main(['--input', 'code.py'])
+    with pytest.raises(UserError, match=r'tiny.txt: .*; did you mean --input=tiny.txt\?'):
+        prepare.main(['tiny.txt', '--name=book'])
+
+
 def test_newlines_and_a_byte_order_mark_stay_as_they_are(home):
     (home / 'x.txt').write_bytes(b'\xef\xbb\xbfone\r\ntwo\rthree\n' * 9)
     prepare.main(['--input=x.txt', '--tokenizer=byte', '--name=some'])
@@ -406,7 +422,9 @@ def test_an_absent_data_set_names_the_recipes_and_the_way_to_make_one(home):
         open_corpus('other')
 
 
-def test_a_missing_data_set_is_prepared_by_its_recipe_but_not_under_torchrun(home, monkeypatch):
+def test_a_missing_data_set_is_prepared_by_its_recipe_but_not_under_torchrun(
+        home, monkeypatch, capsys):
+    capsys.readouterr()
     (home / 'data' / 'other.py').write_text("input = 'tiny.txt'\ntokenizer = 'byte'\n")
     monkeypatch.setattr(prepare, 'launched', lambda: True)
     with pytest.raises(UserError, match='first run python prepare.py'):
@@ -414,6 +432,7 @@ def test_a_missing_data_set_is_prepared_by_its_recipe_but_not_under_torchrun(hom
     monkeypatch.setattr(prepare, 'launched', lambda: False)
     train, val, meta = open_corpus('other')
     assert len(train) + len(val) == len(TEXT) and meta['vocab_size'] == 256
+    assert 'train it' not in capsys.readouterr().out  # which is under way
 
 
 def test_a_recipe_that_changed_is_a_warning(home, capsys):
@@ -424,7 +443,8 @@ def test_a_recipe_that_changed_is_a_warning(home, capsys):
     assert 'warning' not in capsys.readouterr().out
     recipe.write_text("input = 'tiny.txt'\ntokenizer = 'char'\n")
     open_corpus('other')
-    assert 'other options than' in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith('was made with other options than are in the recipe '
+                                            'now; to make it anew: python prepare.py data/other.py\n')
 
 
 def test_files_without_meta_are_taken_as_gpt2(home, capsys):

@@ -293,6 +293,15 @@ def test_the_shares_of_the_processes_add_up_to_the_whole(home):
     assert stopped == 0
 
 
+def test_an_evaluation_is_left_out_where_that_at_the_end_is_near():
+    options = options_of('--max_seconds=100', '--eval_interval=40')
+    for step, seconds, soon in ((80, 80, False), (89, 89, False), (91, 91, True), (900, 91, False),
+                                (0, 0, False)):
+        assert train.ends_soon(options, Progress(step=step, seconds=seconds)) == soon
+    assert not train.ends_soon(options_of('--max_steps=81', '--eval_interval=40'),
+                               Progress(step=80, seconds=80))
+
+
 # --- whole runs ----------------------------------------------------------------------------------
 
 def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
@@ -316,6 +325,28 @@ def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
     assert (folder / 'loss.png').read_bytes().startswith(b'\x89PNG')
     assert re.search(r'best validation loss: \d\.\d{4}', printed)
     assert 'sample.py --out_dir=out/tiny' in printed and '0:00 left' in printed
+
+
+@pytest.mark.parametrize('seconds, evaluated', [(16, [8, 16]), (17, [8, 17]), (18, [8, 16, 18])])
+def test_a_run_by_the_clock_does_not_end_with_two_evaluations(home, monkeypatch, seconds, evaluated):
+    monkeypatch.setattr(train, 'seconds_since', lambda run: run.progress.step)  # a second a step
+    train.main([*TINY, f'--max_seconds={seconds}', '--eval_interval=8'])
+    records = read_log(home / 'out/tiny')
+    assert [record['step'] for record in records if 'val_loss' in record] == evaluated
+
+
+def test_a_signal_that_asks_to_save_is_harmless_before_there_is_a_run(home, monkeypatch):
+    def set_up(*arguments):
+        os.kill(os.getpid(), signal.SIGUSR1) if handlers() == signal.SIG_IGN else pytest.fail()
+        raise UserError('as far as this')
+
+    def handlers():
+        return signal.getsignal(signal.SIGUSR1)
+    before = handlers()
+    monkeypatch.setattr(train, 'set_up', set_up)
+    with pytest.raises(UserError, match='as far as this'):
+        train.main([*TINY, '--max_steps=1'])
+    assert handlers() == before
 
 
 @pytest.mark.parametrize('more', [['--dropout=0.2'], ['--dropout=0.2', '--micro_batch_size=2'],
@@ -466,6 +497,30 @@ def test_nanogpts_init_from_is_answered_in_a_configuration_too(home):
         train.main([*TINY, 'resume.py'])
 
 
+WAYS = ['out/tiny', 'out/tiny/', './out/../out/tiny', 'link', '{home}/out/tiny', 'link/../tiny']
+
+
+@pytest.mark.parametrize('file', ['', '/best.pt', '/ckpt.pt'])
+@pytest.mark.parametrize('way', WAYS)
+def test_the_folder_that_a_run_starts_from_is_never_moved_away(home, monkeypatch, way, file):
+    train.main([*TINY, '--max_steps=1'])
+    os.symlink(home / 'out/tiny', home / 'link')
+    os.symlink(home / 'out/tiny/best.pt', home / 'best.pt')
+    before = sorted(home.glob('**/*'))
+    (home / 'new.py').write_text("out_dir = 'out/tiny'\n")
+    for folder in [None, *WAYS]:
+        for start in (way.format(home=home) + file, 'best.pt'):
+            out_dir = [] if folder is None else [f'--out_dir={folder.format(home=home)}']
+            with pytest.raises(UserError, match='is in the folder of the new run; name another'):
+                train.main([*TINY, '--max_steps=1', f'--init_from={start}', *out_dir])
+    (home / 'elsewhere').mkdir()
+    monkeypatch.chdir(home / 'elsewhere')  # where both are found beside the scripts
+    for argv in ([], [str(home / 'new.py')]):
+        with pytest.raises(UserError, match='name another out_dir'):
+            train.main([*TINY, '--max_steps=1', f'--init_from=out/tiny{file}', *argv])
+    assert not list(home.glob('**/*.1')) and set(before) <= set(home.glob('**/*'))
+
+
 def test_init_from_refuses_another_tokenizer_with_both_names(home):
     train.main([*TINY, '--max_steps=1', '--out_dir=first'])
     prepare.main(['--input=tiny.txt', '--tokenizer=byte', '--name=bytes'])
@@ -493,6 +548,8 @@ def test_init_from_refuses_another_tokenizer_with_both_names(home):
     (['--batch_size_start=2', '--batch_ramp_tokens=9', '--micro_batch_size=4'],
      r'batch_size_start=2 is not divisible by 1 .* x 4'), (['--warmup_tokens=-1'], 'warmup_tokens'),
     (['--micro_batch_size=0'], 'micro_batch_size'), (['--n_layer=-1'], 'n_layer'),
+    (['--out_dir=tiny.txt'], 'tiny.txt is a file, where there should be a folder'),
+    (['--out_dir=tiny.txt/run'], 'tiny.txt is a file'), (['--dataset='], '--dataset needs a value'),
 ])
 def test_what_cannot_be_trained_is_one_line(home, argv, message):
     with pytest.raises(UserError, match=message) as error:
