@@ -69,7 +69,7 @@ def main(argv):
 def read_options(argv):
     """The PrepareConfig of recipes and --key=value options, checked; UserError if it can't be."""
     options, _ = folio.options.parse(PrepareConfig, argv, folder='data')
-    words = folio.options.split(PrepareConfig, argv)
+    words = folio.options.words_of(PrepareConfig, argv)
     recipes = [word for option, word in words if option is None]
     options.name = options.name or (Path(recipes[-1]).stem if recipes else None)
     if not options.name:

@@ -115,8 +115,8 @@ class Run:
 
 def main(argv):
     """Train what the options in argv say; returns the exit code."""
+    ignore_save_signal()
     with open_machine(TrainConfig) as machine, contextlib.ExitStack() as until_the_end:
-        until_the_end.enter_context(ignore_save_signal())  # there is nothing to save yet
         options, given = machine.together(folio.options.parse, TrainConfig, argv)
         machine.on_rank_0(until_the_end.enter_context, cli.locked(folder_of(options)))
         run = machine.together(set_up, options, given, machine)

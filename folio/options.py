@@ -61,7 +61,7 @@ def parse(cls, argv, bare=None, folder='config'):
     folder: where such files are. UserError for an unknown option, a value of the wrong type or out
     of bounds, a file that can't be run. `--help` prints the options and ends the script.
     """
-    words = split(cls, argv)
+    words = words_of(cls, argv)
     if {('help', None), (None, '-h')} & set(words):
         print(usage(cls))
         raise SystemExit
@@ -103,7 +103,7 @@ def shown(value):
 
 # --- words ---------------------------------------------------------------------------------------
 
-def split(cls, argv):
+def words_of(cls, argv):
     """[(key, text)] of the words of a command line: the text of an option is None where there is
     none, the key of a bare word is None."""
     words, found, fields = list(argv), [], fields_of(cls)
@@ -138,7 +138,7 @@ def assignments(words, fields, bare, folder):
             yield f'--{bare}', bare, value_of(bare, text, fields), True
         else:
             raise UserError(f'{text}: neither an option nor a file that ends in .py'
-                            f'{hint(text, fields, folder)}')
+                            f'{did_you_mean(text, fields, folder)}')
 
 
 def value_of(key, text, fields):
@@ -152,7 +152,7 @@ def value_of(key, text, fields):
     return text
 
 
-def hint(word, fields, folder):
+def did_you_mean(word, fields, folder):
     """How an error about a bare word ends: with what may be meant, if anything is like it."""
     meant = mistyped_option(word, fields)
     readable = word == '-' or find(word).exists() or glob.glob(word)
@@ -193,17 +193,16 @@ def run_file(argument, fields, folder):
     """The options that a configuration file assigns, a dict; UserError where it can't be run."""
     path = find(argument)
     if not path.is_file():
-        raise UserError(f'{argument}: no such file{hint(argument, fields, folder)}')
+        raise UserError(f'{argument}: no such file{did_you_mean(argument, fields, folder)}')
     try:
         names = runpy.run_path(str(path))
     except Exception as error:  # whatever the user's code raises
         line = line_of(error, path)
-        advice = ''
+        hint = ''
         if re.search("'(config|script)'", str(error)):  # modules that configurations once used
-            advice = ("; relative paths in a configuration are relative to folio's folder by "
-                      "themselves: write out_dir = 'out/NAME', without an import")
-        raise UserError(f'{argument}, line {line}: {type(error).__name__}: {error}{advice}'
-                        ) from None
+            hint = ("; relative paths in a configuration are relative to folio's folder by "
+                    "themselves: write out_dir = 'out/NAME', without an import")
+        raise UserError(f'{argument}, line {line}: {type(error).__name__}: {error}{hint}') from None
     return {key: value for key, value in names.items()
             if not (key.startswith('_') or isinstance(value, ModuleType) or callable(value))}
 
@@ -242,9 +241,8 @@ def as_type(value, kind, typed):
         return members[[str(member) for member in members].index(str(value))]
     if get_origin(kind) is list:
         if isinstance(value, str):
-            value = value.split(',') if typed and value else [value] if value else []
-        items = value
-        return [as_type(item, members[0], typed) for item in items]
+            value = filter(None, value.split(',') if typed else [value])
+        return [as_type(item, members[0], typed) for item in value]
     if members:
         return as_union(value, members, typed)
     if kind in (str, Text, InPath, OutPath):
