@@ -154,17 +154,23 @@ def value_of(key, text, fields):
 
 def did_you_mean(word, fields, folder):
     """How an error about a bare word ends: with what may be meant, if anything is like it."""
-    meant = mistyped_option(word, fields)
-    readable = word == '-' or find(word).exists() or glob.glob(word)
-    if not meant and 'input' in fields and readable:
-        meant = f'--input={shlex.quote(word)}'  # several files come with commas between them
-    if not meant:
-        files = {path.stem: path for path in sorted((ROOT / folder).rglob('*.py'))}
-        near = closest(Path(word).name.removesuffix('.py'), files)
-        meant = short(files[near]) if near else ''
-    if not meant and 'dataset' in fields and (ROOT / 'data' / word).is_dir():
-        meant = f'--dataset={word}'
+    meant = mistyped_option(word, fields) or likely(word, shlex.quote(word), fields, folder)
     return f'; did you mean {meant}?' if meant else '; options are --key=value'
+
+
+def likely(word, quoted, fields, folder):
+    """The model, text, configuration or data set that a bare word may name, as one names it."""
+    readable = word == '-' or find(word).exists() or glob.glob(word)
+    if 'from' in fields:
+        return f'--from={quoted}'
+    if 'input' in fields and readable:
+        return f'--input={quoted}'
+    files = {path.stem: path for path in sorted((ROOT / folder).rglob('*.py'))}
+    if near := closest(Path(word).name.removesuffix('.py'), files):
+        return files[near].relative_to(ROOT)
+    if 'dataset' in fields and (ROOT / 'data' / word).is_dir():
+        return f'--dataset={quoted}'
+    return command('prepare.py', f'--input={word}', '--name=NAME') if readable else ''
 
 
 def mistyped_option(word, fields):

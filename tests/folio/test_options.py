@@ -123,7 +123,8 @@ def scripts(tmp_path, monkeypatch):
     ('shakespeare_char', 'config/shakespeare_char.py'),
     ('config/shakespear_char.py', 'config/shakespeare_char.py'),
     ('config/ladder/bigram', 'config/ladder/1_bigram.py'), ('1_bigram.py', 'config/ladder/1_big'),
-    ('mybook', '--dataset=mybook'), ('-lr', '--lr')])
+    ('mybook', '--dataset=mybook'), ('-lr', '--lr'),
+    ('my book.txt', "python prepare.py '--input=my book.txt' --name=NAME")])
 def test_a_bare_word_names_the_closest_configuration(scripts, word, meant):
     with pytest.raises(UserError) as error:
         parse(TrainConfig, [word])
@@ -139,6 +140,14 @@ def test_a_text_is_not_run_as_a_recipe(scripts, word, meant):
     with pytest.raises(UserError) as error:
         parse(PrepareConfig, [word], folder='data')
     assert f'did you mean {meant}?' in str(error.value)
+
+
+def test_a_closest_configuration_is_named_as_it_is_found_from_anywhere(scripts, monkeypatch):
+    (scripts / 'elsewhere').mkdir()
+    monkeypatch.chdir(scripts / 'elsewhere')
+    with pytest.raises(UserError, match=r'did you mean config/gpt2.py\?'):
+        parse(TrainConfig, ['config/gpt-2'])
+    assert folio.options.find('config/gpt2.py') == scripts / 'config/gpt2.py'
 
 
 def test_a_bare_word_that_is_like_nothing_is_told_how_options_look(scripts):
