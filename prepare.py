@@ -32,7 +32,7 @@ import numpy as np
 import folio.options
 from folio import texts
 from folio.cli import UserError, launched, locked, progress_bar, run, short
-from folio.options import InPath
+from folio.options import InPath, command
 from folio.tokenizer import Tokenizer, code_points, name_of, tiktoken_spec, train_bpe
 
 SPLITS = ('train', 'val')
@@ -63,13 +63,16 @@ class PrepareConfig:
 
 def main(argv):
     """Prepare the data set that the recipes and options of the command line describe."""
-    prepare(read_options(argv))
+    options = read_options(argv)
+    prepare(options)
+    print('train it:', command('train.py', f'--dataset={options.name}'))
 
 
 def read_options(argv):
     """The PrepareConfig of recipes and --key=value options, checked; UserError if it can't be."""
-    options, _ = folio.options.parse(PrepareConfig, argv)
-    recipes = [argument for argument in argv if not argument.startswith('-')]
+    options, _ = folio.options.parse(PrepareConfig, argv, folder='data')
+    words = folio.options.words_of(PrepareConfig, argv)
+    recipes = [word for option, word in words if option is None]
     options.name = options.name or (Path(recipes[-1]).stem if recipes else None)
     if not options.name:
         raise UserError('name the data set, --name=NAME, or a recipe, data/NAME.py')
@@ -383,10 +386,10 @@ def report(folder, meta, counts, tokenizer):
     """Print the numbers, and for byte-pair encodings what the tokens look like."""
     tokens = meta['tokens']
     print(f'{short(folder)}: documents {meta["documents"]:,}, characters '
-          f'{meta["characters"]:,}, bytes {meta["bytes"]:,}; {name_of(tokenizer.spec)}, '
-          f'{meta["vocab_size"]:,} ids; {tokens["train"]:,} tokens for training and '
-          f'{tokens["val"]:,} for validation, {meta["bytes_per_token"]:.2f} bytes each; '
-          f'{meta["seconds"]} s')
+          f'{meta["characters"]:,}, bytes {meta["bytes"]:,}; vocabulary: '
+          f'{name_of(tokenizer.spec)}, {meta["vocab_size"]:,} ids; {tokens["train"]:,} tokens for '
+          f'training and {tokens["val"]:,} for validation, {meta["bytes_per_token"]:.2f} bytes '
+          f'each; {meta["seconds"]} s')
     if counts['unknown']:
         print(f'{counts["unknown"]:,} characters ({counts["unknown"] / meta["characters"]:.3%}) '
               f'are not in the vocabulary and became {UNKNOWN}')
@@ -491,26 +494,34 @@ def read_header(path, dtype):
     return dtype, 0, size // dtype.itemsize
 
 
-def open_corpus(name):
+def open_corpus(name, spec=None):
     """(train, val, meta) of data/NAME/, two Tokens and a dict, prepared first where only its recipe
-    is there; UserError if it can't be, or is half made."""
+    is there; UserError if it can't be, or is half made. spec: the tokenizer of the model that is to
+    read it; what has another for sure is not prepared."""
     folder = folio.options.ROOT / 'data' / name
     recipes = {path.stem: path for path in (folio.options.ROOT / 'data').glob('*.py')}
     recipe = recipes.get(name)  # no other file is run, whatever a checkpoint calls its data
     if not split_files(folder, 'train'):
-        prepare_missing(folder, recipe, known=', '.join(sorted(recipes)))
+        prepare_missing(folder, recipe, ', '.join(sorted(recipes)), spec)
     meta = read_meta(folder, recipe)
     return *(open_split(folder, split, meta) for split in SPLITS), meta
 
 
-def prepare_missing(folder, recipe, known):
+def prepare_missing(folder, recipe, known, spec):
     """Make the data set by its recipe; UserError where there is none, or several processes run."""
     if recipe is None:
         raise UserError(f'no data set or recipe is called {folder.name}; recipes: {known}; for a '
-                        f'text of your own: python prepare.py --input=FILE --name={folder.name}')
+                        'text of your own: '
+                        f'{command("prepare.py", "--input=FILE", f"--name={folder.name}")}')
     if launched():
-        raise UserError(f'{folder} is not there yet; first run python prepare.py {recipe}')
-    main([str(recipe)])
+        raise UserError(f'{short(folder)} is not there yet; first run '
+                        f'{command("prepare.py", short(recipe))}')
+    options = read_options([str(recipe)])
+    kind = options.tokenizer if options.tokenizer in ('char', 'byte') else 'bpe'
+    if spec and spec.get('kind') in {'char', 'byte', 'bpe'} - {kind}:
+        raise UserError(f'the tokens of {options.name} are of the kind {options.tokenizer}, those '
+                        f'of the checkpoint of the kind {spec["kind"]}')
+    prepare(options)
 
 
 def read_meta(folder, recipe):
@@ -520,8 +531,8 @@ def read_meta(folder, recipe):
     meta = load_meta(folder / 'meta.json')
     made_with = describe_recipe(PrepareConfig()) | (meta.get('recipe') or {})
     if recipe and describe_recipe(read_options([str(recipe)])) != made_with:
-        print(f'warning: {folder} was made with other options than are in {recipe} now; '
-              'prepare.py makes it anew')
+        print(f'warning: {short(folder)} was made with other options than are in the recipe now; '
+              f'to make it anew: {command("prepare.py", short(recipe))}')
     return meta
 
 

@@ -1,20 +1,21 @@
 """Text out of a checkpoint, token by token.
 
-    python sample.py --out_dir=out/shakespeare_char --start="ROMEO:"
-    python sample.py --out_dir=out/stdlib --start=FILE:prompt.txt --num_samples=3 --temperature=0.5
+    python sample.py out/shakespeare_char --start="ROMEO:"
+    python sample.py out/stdlib --start=FILE:prompt.txt --num_samples=3 --temperature=0.5
 """
 
 from folio import cli  # first of all, for then an interrupt while torch is loaded is quiet
 
 # isort: split
 import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 
-from folio import checkpoint
+from folio import checkpoint, texts
 from folio.cli import UserError
 from folio.machine import choose_device, choose_dtype, out_of_memory
 from folio.options import InPath, Text, parse
@@ -29,13 +30,14 @@ class SampleConfig:
     """What to sample from, and how."""
     out_dir: InPath = 'out/stdlib'  # a run's folder (best.pt, else ckpt.pt) or a checkpoint file
     start: Text | None = None  # the prompt; FILE:prompt.txt reads a file, - the standard input
+    escape: bool = False  # read \n, \t and \\ in start, as in stop
     num_samples: Annotated[int, '>= 1', '<= 65536'] = 1  # one streams, several come whole
     max_new_tokens: Annotated[int, '>= 0'] = 500  # the length of each
     temperature: Annotated[float, '>= 0'] = 0.8  # below 1 likely gets likelier; 0: likeliest
     top_k: Annotated[int | None, '>= 1'] = None  # draw from the k likeliest tokens only
     top_p: Annotated[float | None, '> 0', '<= 1'] = None  # from the fewest with this probability
-    stop: Text | None = None  # end before this text
-    seed: Annotated[int, '>= 0', '< 9223372036854775808'] = 1337  # the same seed, the same text
+    stop: Text | None = None  # end before this text, in which \n is a newline, \t a tab
+    seed: Annotated[int, '>= 0', '<= 9e18'] = 1337  # the same seed, the same text
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of weights and activations
 
@@ -72,12 +74,12 @@ class Continuation:
 
 def main(argv):
     """Print the samples that the options in argv ask for."""
-    options, _ = parse(SampleConfig, argv)
+    options, _ = parse(SampleConfig, argv, bare='out_dir')
     state = checkpoint.load(options.out_dir)
     if state['tokenizer'] is None:
         raise UserError(f'{options.out_dir} has no tokenizer, so its tokens have no text')
     device = choose_device(options.device)
-    dtype, prompt = choose_dtype(options.dtype, device), read_prompt(options.start)
+    dtype, prompt = choose_dtype(options.dtype, device), read_prompt(options)
     with checkpoint.damaged(options.out_dir), out_of_memory(options):
         model, tokenizer = from_checkpoint(state).to(device, dtype), Tokenizer(state['tokenizer'])
         ids = tokenizer.encode(prompt)
@@ -90,21 +92,30 @@ def main(argv):
         idx, options.max_new_tokens, options.temperature, options.top_k, options.top_p,
         tokenizer.vocab_size, torch.Generator(device).manual_seed(options.seed))
     tokens = drawn(tokens, options)
+    stop = unescape(options.stop or '')
     if options.num_samples == 1:
-        stream(tokens, prompt, Continuation(tokenizer, ids, options.stop))
+        stream(tokens, prompt, Continuation(tokenizer, ids, stop))
     else:
-        print_all(tokens, prompt, [Continuation(tokenizer, ids, options.stop) for _ in idx])
+        print_all(tokens, prompt, [Continuation(tokenizer, ids, stop) for _ in idx])
 
 
-def read_prompt(start):
+def unescape(text):
+    r"""The text with a newline for \n, a tab for \t and a backslash for \\."""
+    meant = {'n': '\n', 't': '\t', '\\': '\\'}
+    return re.sub(r'\\([nt\\])', lambda found: meant[found[1]], text)
+
+
+def read_prompt(options):
     """The text of the option `start`; '' without one. UserError if it can't be read."""
+    start = options.start or ''
     try:
         if start == '-':
             return text_of(sys.stdin.buffer)
-        if start and start.startswith('FILE:'):
+        if start.startswith('FILE:'):
             with open(os.path.expanduser(start[5:]), 'rb') as file:
                 return text_of(file)
-        return (start or '').encode(errors='surrogateescape').decode()
+        start = unescape(start) if options.escape else start
+        return start.encode(errors='surrogateescape').decode()
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no name of a file
         raise UserError(f'--start={start!r:.80}: {error}') from None
 
@@ -114,7 +125,10 @@ def text_of(file):
     data = file.read(LONGEST + 1)
     if len(data) > LONGEST:
         raise ValueError(f'a prompt has {LONGEST:,} bytes at most')
-    return data.decode()
+    text, replaced = texts.plain(data.decode())
+    if replaced:
+        print(f'the prompt: {replaced:,} \\r\\n became \\n', file=sys.stderr)
+    return text
 
 
 def drawn(tokens, options):

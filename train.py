@@ -28,7 +28,7 @@ import folio.options
 from folio import checkpoint
 from folio.cli import UserError, progress_bar
 from folio.journal import Journal, tell_end, tell_progress, tell_start
-from folio.machine import Machine, Signals, catch_signals, open_machine
+from folio.machine import Machine, Signals, catch_signals, ignore_save_signal, open_machine
 from folio.optim import load_states, make_optimizers, param_groups
 from folio.options import InPath, OutPath
 from folio.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ class TrainConfig(GPTConfig):
     out_dir: OutPath | None = None  # for checkpoints, log.jsonl and loss.png; None: out/DATASET
     init_from: InPath | None = None  # start from the weights of this checkpoint, a folder or a file
     resume: bool = False  # go on from out_dir's ckpt.pt, or start where there is none
-    seed: Annotated[int, '>= 0', '< 9223372036854775808'] = 1337  # of weights, order, dropout
+    seed: Annotated[int, '>= 0', '<= 9e18'] = 1337  # of weights, order, dropout
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of the matrix products
     compile: bool | Literal['auto'] = 'auto'  # torch.compile; auto: on CUDA, where it works
@@ -115,6 +115,7 @@ class Run:
 
 def main(argv):
     """Train what the options in argv say; returns the exit code."""
+    ignore_save_signal()
     with open_machine(TrainConfig) as machine, contextlib.ExitStack() as until_the_end:
         options, given = machine.together(folio.options.parse, TrainConfig, argv)
         machine.on_rank_0(until_the_end.enter_context, cli.locked(folder_of(options)))
@@ -133,7 +134,7 @@ def set_up(options, given, machine):
     check_batches(options)
     options, state, resumed = starting_point(options, given)
     machine.choose(options, options.compile)
-    train_tokens, val_tokens, meta = open_corpus(options.dataset)
+    train_tokens, val_tokens, meta = open_corpus(options.dataset, state and state['tokenizer'])
     check_sizes(options, train_tokens, val_tokens, machine.world)
     options, spec = fit_to_data(options, state, meta)
     model = make_model(options, state).to(machine.device)
@@ -334,6 +335,12 @@ def is_done(options, progress):
     """Whether the run has come to its end."""
     by_steps = options.max_steps is not None and progress.step >= options.max_steps
     return by_steps or progress.seconds >= time_limit(options)
+
+
+def ends_soon(options, progress):
+    """Whether the clock will end the run, with an evaluation, within a quarter of eval_interval."""
+    left = time_limit(options) - progress.seconds
+    return left * progress.step < progress.seconds * options.eval_interval / 4
 
 
 def rate_factor(options, progress):
@@ -647,8 +654,8 @@ def what_is_due(run, stopped_by, asked):
     """Whether it is time (to log, to evaluate, to save); the run's first step has a line, too."""
     options, progress = run.options, run.progress
     done = is_done(options, progress)
-    evaluating = (progress.step > progress.evaluated and not stopped_by
-                  and (done or progress.step % options.eval_interval == 0))
+    due = progress.step % options.eval_interval == 0 and not ends_soon(options, progress)
+    evaluating = progress.step > progress.evaluated and not stopped_by and (done or due)
     late = progress.seconds - run.saved >= 60 * options.save_minutes
     saving = bool(evaluating or done or stopped_by or asked or late)
     first = progress.step == run.first_step + 1

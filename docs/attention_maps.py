@@ -1,11 +1,12 @@
 """The attention maps of every layer and head of a checkpoint, for a short text.
 
-    python docs/attention_maps.py --out_dir=out/shakespeare_char --text="ROMEO: where is she?"
+    python docs/attention_maps.py out/shakespeare_char --text="ROMEO: where is she?"
 
 Each row of a map is a token, and shows how much it takes from each token before it. The maps are
 made beside the model's own attention, which knows nothing of it.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+import folio.options
 import model
 from folio import checkpoint, cli
 from folio.cli import UserError
@@ -27,11 +29,11 @@ class MapsConfig:
     """What to look at."""
     out_dir: InPath = 'out/stdlib'  # a run's folder (best.pt, else ckpt.pt) or a checkpoint file
     text: Text = 'def main(argv):'  # what the model reads
-    picture: OutPath = 'attention_maps.png'  # where the maps are drawn
+    picture: OutPath | None = None  # where the maps are drawn; None: out/attention_maps.png
 
 
 def main(argv):
-    options, _ = parse(MapsConfig, argv)
+    options, _ = parse(MapsConfig, argv, bare='out_dir')
     state = checkpoint.load(options.out_dir)
     network = model.from_checkpoint(state)
     if state['tokenizer'] is None:
@@ -45,9 +47,10 @@ def main(argv):
                         f'{network.config.block_size}')
     labels = [tokenizer.decode([i]).replace('\n', '⏎').replace(' ', '␣') for i in ids]
     idx = torch.tensor([list(ids)], dtype=torch.int64)
-    draw_maps(attention_maps(network, idx), labels, options.picture)
-    print(f'{network.config.n_layer} layers of {network.config.n_head} heads: '
-          f'{cli.short(options.picture)}')
+    default = folio.options.ROOT / 'out' / 'attention_maps.png'
+    picture = Path(os.path.expanduser(options.picture or default))
+    draw_maps(attention_maps(network, idx), labels, picture)
+    print(f'{network.config.n_layer} layers of {network.config.n_head} heads: {cli.short(picture)}')
 
 
 @torch.no_grad()
@@ -84,6 +87,7 @@ def draw_maps(maps, labels, picture):
             axis.set_xticks(range(len(labels)), labels, fontsize=6, rotation=turned)
             axis.set_yticks(range(len(labels)), labels, fontsize=6)
     try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(picture, dpi=150)
     except (OSError, ValueError) as error:
         raise UserError(f'--picture={picture}: {error}') from None

@@ -42,7 +42,7 @@ Question = Literal['position', 'scale', 'mask', 'residual', 'heads', 'mlp', 'rnn
 @dataclass
 class QuestionConfig:
     """What to ask, and how long to look for the answer."""
-    question: Question = 'position'  # or scale, mask, residual, heads, mlp, rnn
+    question: Question = 'position'  # what to ask
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])  # one run of each variant a seed
     max_steps: int = 1000  # the length of each run
 
@@ -139,6 +139,8 @@ QUESTIONS = {  # question: {variant: (options, *changes)}
 
 def main(argv):
     options, _ = parse(QuestionConfig, argv)
+    if not options.seeds:
+        raise UserError('--seeds= has no seed')
     variants = QUESTIONS[options.question]
     results = {name: [] for name in variants}
     for seed in options.seeds:

@@ -63,8 +63,12 @@ sys.excepthook = end_quietly  # at import, for what is imported next takes secon
 @contextlib.contextmanager
 def locked(folder):
     """Hold the lock of a folder, a file beside it, so that nobody else writes into the folder;
-    UserError if somebody does. Where the file system has no locks, that is said."""
+    UserError if somebody does, or a file is in the way. Where the file system has no locks, that is
+    said."""
     import filelock
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f'{short(folder)} can be no folder: {short(there)} is a file')
     path = folder.parent / f'.{folder.name}.lock'
     lock = filelock.FileLock(path)
     try:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from folio.cli import UserError, first_line, progress_bar
+from folio.options import command
 
 BLOCK, TIMEOUT = 1 << 20, 30  # bytes; seconds without a byte
 FAILURES = (OSError, ValueError, http.client.HTTPException)  # of a network, a URL, a server
@@ -45,7 +46,7 @@ def fetch_file(url, path, sha256, mirror):
             reason = f'{type(error).__name__}: {first_line(error)}'
     raise UserError(f'{url} could not be fetched ({reason}); save that file as {path}, or name a '
                     'folder that has it in DATA_MIRROR, or train without a download: '
-                    'python train.py --dataset=stdlib')
+                    f'{command("train.py", "--dataset=stdlib")}')
 
 
 def announce(urls, folder):

@@ -186,15 +186,16 @@ def tell_progress(record, bar, max_steps, seconds_left):
 
 def tell_end(folder, step, best_loss, reason):
     """What became of the run, and what to do with it. reason: what stopped it early, or None."""
-    folder, here = short(folder), short(folio.options.ROOT)
+    folder = short(folder)
+    out_dir = f'--out_dir={folder}'
     if reason:
-        print(f'stopped by {reason} after step {step:,}; '
-              f'to go on: python {Path(here, "train.py")} --out_dir={folder} --resume=True')
+        print(f'stopped by {reason} after step {step:,}; to go on: '
+              f'{folio.options.command("train.py", out_dir, "--resume=True")}')
     if (Path(folder) / 'best.pt').exists():
         print(f'best validation loss: {best_loss:.4f}, in {folder}/best.pt')
     picture = Path(folder, 'loss.png')
     print(f'the curve: {picture if picture.exists() else "pip install matplotlib"}; more samples:\n'
-          f'python {Path(here, "sample.py")} --out_dir={folder}')
+          f'{folio.options.command("sample.py", out_dir)}')
 
 
 # --- the curve -----------------------------------------------------------------------------------

@@ -241,6 +241,12 @@ class Signals:
             self.stop = self.stop or number
 
 
+def ignore_save_signal():
+    """Have SIGUSR1, which by default ends a process, do nothing until there is a run to save."""
+    if hasattr(signal, 'SIGUSR1'):  # Windows has none
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def catch_signals():
     """Signals, which hears SIGINT, SIGTERM, SIGHUP (not if it is ignored, as by nohup) and SIGUSR1
@@ -249,8 +255,9 @@ def catch_signals():
     names = [name for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
     before = {getattr(signal, name): signal.signal(getattr(signal, name), signals.handle)
               for name in names}
-    if signal.SIG_IGN in before.values():
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    hangup = getattr(signal, 'SIGHUP', None)  # Windows has none
+    if before.get(hangup) == signal.SIG_IGN:
+        signal.signal(hangup, signal.SIG_IGN)
     try:
         yield signals
     finally:

@@ -1,7 +1,8 @@
 """How every script reads its options: `python train.py [config/NAME.py ...] [--key=value ...]`.
 
-A script reads the fields of one dataclass, from left to right, and the later wins. A configuration
-file is Python whose assignments are options. A field `from_` is the option `--from`.
+A script reads the fields of one dataclass, from left to right, and the later wins. `--key value` is
+the same as `--key=value`, but for options that may be true or false. A configuration file is Python
+whose assignments are options. A field `from_` is the option `--from`.
 
     @dataclass
     class SampleConfig:
@@ -13,25 +14,31 @@ import ast
 import dataclasses
 import difflib
 import functools
+import glob
 import inspect
 import operator
 import os
 import re
 import runpy
+import shlex
 import textwrap
 import traceback
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType, NoneType
 from typing import Annotated, Literal, NewType, get_args, get_origin
 
-from folio.cli import UserError
+from folio.cli import UserError, short
 
 ROOT = Path(__file__).resolve().parent.parent  # data/, config/ and out/ stand here
-Text = NewType('Text', str)  # a text in which a typed \n or \t is a newline or a tab
+Text = NewType('Text', str)  # which may be empty
 InPath = NewType('InPath', str)  # of what is only read or gone on with
 OutPath = NewType('OutPath', str)  # of what is made
-NANOGPT = {'max_iters': 'max_steps', 'lr_decay_iters': 'max_steps', 'eval_iters': 'eval_tokens',
-           'gradient_accumulation_steps': 'batch_size (of a whole step) and micro_batch_size'}
+ELSEWHERE = {  # what options are called in other programs, nanoGPT among them
+    'learning_rate': 'lr', 'batch_size': 'bs', 'micro_batch_size': 'gradient_accumulation_steps',
+    'max_steps': 'epochs iters iterations max_iters lr_decay_iters', 'eval_tokens': 'eval_iters',
+    'block_size': 'context context_length seq_len ctx', 'n_embd': 'dim d_model hidden_size',
+    'max_new_tokens': 'length n', 'start': 'prompt text input', 'out_dir': 'model checkpoint',
+    'input': 'text', 'name': 'dataset'}
 COMPARISONS = {'>=': operator.ge, '>': operator.gt, '<=': operator.le, '<': operator.lt}
 REFUSALS = (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError)
 
@@ -42,23 +49,36 @@ def find(path):
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path
 
 
-def parse(cls, argv):
+def command(script, *arguments):
+    """The command that runs a script of ours, quoted for a shell, as one types it from here."""
+    return shlex.join(['python', short(ROOT / script), *arguments])
+
+
+def parse(cls, argv, bare=None, folder='config'):
     """(options, given): argv as an instance of the dataclass cls, and a dict of what was named.
 
-    UserError for an unknown option, a value of the wrong type or out of bounds, a file that can't
-    be run. `--help` prints the options and ends the script.
+    A word without dashes is a file to run, which ends in .py, or else a value of the option `bare`.
+    folder: where such files are. UserError for an unknown option, a value of the wrong type or out
+    of bounds, a file that can't be run. `--help` prints the options and ends the script.
     """
-    if {'--help', '-h'} & set(argv):
+    words = words_of(cls, argv)
+    if {('help', None), (None, '-h')} & set(words):
         print(usage(cls))
         raise SystemExit
-    fields = {field.name.rstrip('_'): field for field in dataclasses.fields(cls)}
-    given = {}
-    for where, key, value, typed in assignments(argv):
+    fields, given = fields_of(cls), {}
+    for where, key, value, typed in assignments(words, fields, bare, folder):
         if key not in fields:
-            near = NANOGPT.get(key) or ''.join(difflib.get_close_matches(key, fields, 1))
-            raise UserError(f'{where}: no such option; is it {near or "in --help"}?')
+            helper = '' if typed else '; the name of a helper begins with _'
+            near = closest(key, fields)
+            near = f'is it {near}?' if near else '--help lists them'
+            raise UserError(f'{where}: no such option; {near}{helper}')
         given[fields[key].name] = checked(where, value, fields[key], typed)
     return cls(**given), given
+
+
+def fields_of(cls):
+    """The fields of a dataclass by the names of their options."""
+    return {field.name.rstrip('_'): field for field in dataclasses.fields(cls)}
 
 
 def checked(where, value, field, typed):
@@ -81,23 +101,105 @@ def shown(value):
         return f'this {type(value).__name__}'
 
 
-def assignments(argv):
-    """(where, key, value, typed) for each option in argv; typed: a text from the command line."""
-    for argument in argv:
-        key, equals, text = argument.partition('=')
-        if key.startswith('--'):
-            where = key if equals else f'{key}=VALUE'
-            yield where, key[2:], text if equals else True, bool(equals)
+# --- words ---------------------------------------------------------------------------------------
+
+def words_of(cls, argv):
+    """[(key, text)] of the words of a command line: the text of an option is None where there is
+    none, the key of a bare word is None."""
+    words, found, fields = list(argv), [], fields_of(cls)
+    while words:
+        word = words.pop(0)
+        key, equals, text = word.removeprefix('--').partition('=')
+        if not word.startswith('--'):
+            found.append((None, word))
+        elif equals or key not in fields or may_be(fields[key], bool):
+            found.append((key, text if equals else None))
         else:
-            for key, value in run_file(argument).items():
-                yield f'{argument}: {key}', key, value, False
+            alone = not words or words[0].startswith('--')
+            found.append((key, None if alone else words.pop(0)))
+    return found
 
 
-def run_file(argument):
+def may_be(field, *kinds):
+    """Whether a field's type is one of these, or a union with one."""
+    kind, _ = split_bounds(field.type)
+    return bool({kind, get_origin(kind), *get_args(kind)} & set(kinds))
+
+
+def assignments(words, fields, bare, folder):
+    """(where, key, value, typed) for each option; typed: a text from the command line."""
+    for key, text in words:
+        if key is not None:
+            yield f'--{key}', key, value_of(key, text, fields), True
+        elif text.endswith('.py'):
+            for name, value in run_file(text, fields, folder).items():
+                yield f'{text}: {name}', name, value, False
+        elif bare and not mistyped_option(text, fields):
+            yield f'--{bare}', bare, value_of(bare, text, fields), True
+        else:
+            raise UserError(f'{text}: neither an option nor a file that ends in .py'
+                            f'{did_you_mean(text, fields, folder)}')
+
+
+def value_of(key, text, fields):
+    """The text of an option; that of a bare one is True. UserError where one is missing."""
+    if key not in fields:
+        return text
+    if text is None and may_be(fields[key], bool):
+        return 'True'
+    if text is None or text == '' and not may_be(fields[key], Text, list):
+        raise UserError(f'--{key} needs a value: --{key}=VALUE')
+    return text
+
+
+def did_you_mean(word, fields, folder):
+    """How an error about a bare word ends: with what may be meant, if anything is like it."""
+    meant = mistyped_option(word, fields) or likely(word, shlex.quote(word), fields, folder)
+    return f'; did you mean {meant}?' if meant else '; options are --key=value'
+
+
+def likely(word, quoted, fields, folder):
+    """The model, text, configuration or data set that a bare word may name, as one names it."""
+    readable = word == '-' or find(word).exists() or glob.glob(word)
+    if 'from' in fields:
+        return f'--from={quoted}'
+    if 'input' in fields and readable:
+        return f'--input={quoted}'
+    files = {path.stem: path for path in sorted((ROOT / folder).rglob('*.py'))}
+    if near := closest(Path(word).name.removesuffix('.py'), files):
+        return files[near].relative_to(ROOT)
+    if 'dataset' in fields and (ROOT / 'data' / word).is_dir():
+        return f'--dataset={quoted}'
+    return command('prepare.py', f'--input={word}', '--name=NAME') if readable else ''
+
+
+def mistyped_option(word, fields):
+    """The option that a bare word may be, with other dashes or without `=`; '' if it is none."""
+    name = word.lstrip('-–—')
+    if name.lower() in ('true', 'false', 'auto'):
+        return f'--OPTION={name}'
+    return f'--{name}' if name and (name != word or name.partition('=')[0] in fields) else ''
+
+
+def closest(word, names):
+    """The name that another program has for it, or that is most like a word as a whole or in a
+    part; '' if none is."""
+    def likeness(name):
+        parts = [name, *name.split('_')]
+        ratios = [difflib.SequenceMatcher(None, part, word).ratio() for part in parts]
+        begins = len(word) > 1 and any(part.startswith(word) for part in parts)
+        return max(begins, *ratios), ratios[0]
+    known = [name for name, others in ELSEWHERE.items() if word in others.split()]
+    best = max(names, key=likeness, default='')
+    near = best if word and best and likeness(best) > (0.6,) else ''
+    return next((name for name in known if name in names), near)
+
+
+def run_file(argument, fields, folder):
     """The options that a configuration file assigns, a dict; UserError where it can't be run."""
     path = find(argument)
     if not path.is_file():
-        raise UserError(f'{argument}: no such file; options are --key=value')
+        raise UserError(f'{argument}: no such file{did_you_mean(argument, fields, folder)}')
     try:
         names = runpy.run_path(str(path))
     except Exception as error:  # whatever the user's code raises
@@ -139,11 +241,14 @@ def as_type(value, kind, typed):
     """The value as the type `kind`; raises one of REFUSALS if it isn't one. typed: it is a text
     from the command line; else a configuration file's value, whose relative paths are ROOT's."""
     kind, members = split_bounds(kind)[0], get_args(kind)
+    if type(value).__module__ == 'numpy':
+        value = value.tolist()
     if get_origin(kind) is Literal:
         return members[[str(member) for member in members].index(str(value))]
     if get_origin(kind) is list:
-        items = value.split(',') if typed else [value] if isinstance(value, str) else value
-        return [as_type(item, members[0], typed) for item in items]
+        if isinstance(value, str):
+            value = filter(None, value.split(',') if typed else [value])
+        return [as_type(item, members[0], typed) for item in value]
     if members:
         return as_union(value, members, typed)
     if kind in (str, Text, InPath, OutPath):
@@ -162,13 +267,13 @@ def as_union(value, members, typed):
 
 
 def as_text(value, kind, typed):
+    if kind in (InPath, OutPath) and isinstance(value, PurePath):
+        value = str(value)
     if not isinstance(value, str):
         raise TypeError
     if kind is not Text and b'\0' in os.fsencode(value):  # no file has such a name
         raise ValueError
-    if kind is Text and typed:
-        return value.replace(r'\n', '\n').replace(r'\t', '\t')
-    if kind in (InPath, OutPath) and not value:
+    if kind is not Text and not value:
         raise ValueError
     if kind in (InPath, OutPath) and not typed and value != '-':
         return str(ROOT / os.path.expanduser(value))
@@ -198,24 +303,38 @@ def describe(kind):
         return f'{describe(get_args(kind)[0])}, separated by commas'
     if get_args(kind):
         return ' or '.join(map(describe, get_args(kind)))
-    return {NoneType: 'None', InPath: 'a path', OutPath: 'a path'}.get(kind, kind.__name__)
+    return {NoneType: 'None', Text: 'str', InPath: 'a path', OutPath: 'a path'}.get(
+        kind, kind.__name__)
 
 
 # --- help ----------------------------------------------------------------------------------------
 
 def usage(cls):
-    """The help: the script's docstring, then each option with its default, comment and bounds."""
-    lines, comments = [inspect.getmodule(cls).__doc__ or ''], {}  # python -OO drops it
+    """The help, as wide as the terminal: the script's docstring, then each option with its default,
+    comment and bounds."""
+    import shutil  # which loads compressions
+    width = max(60, min(shutil.get_terminal_size().columns, 100))
+    text, comments = inspect.getmodule(cls).__doc__ or '', {}  # python -OO drops it
+    parts = [part if part.startswith(' ') else textwrap.fill(part, width)
+             for part in text.strip().split('\n\n')]
     for owner in reversed(cls.__mro__[:-1]):
         comments |= comments_of(owner)
-    defaults = cls()
-    for field in dataclasses.fields(cls):
-        kind, bounds = split_bounds(field.type)
-        option = f'  --{field.name.rstrip("_")}={getattr(defaults, field.name)}'
-        more = choices(kind) + list(bounds)
-        limits = f' ({", ".join(more)})' if more else ''
-        lines.append(f'{option.ljust(31)} {comments.get(field.name, "")}{limits}')
-    return '\n'.join(lines)
+    lines = [describe_option(field, getattr(cls(), field.name), comments.get(field.name, ''), width)
+             for field in dataclasses.fields(cls)]
+    return '\n\n'.join([*parts, '\n'.join(lines)])
+
+
+def describe_option(field, default, comment, width):
+    """The lines of the help on one option."""
+    kind, bounds = split_bounds(field.type)
+    if isinstance(default, list):
+        default = ','.join(map(str, default))
+    more = choices(kind) + [bound.replace(' ', '\xa0') for bound in bounds]  # not to be wrapped
+    limits = f' ({", ".join(more)})' if more else ''
+    option = f'--{field.name.rstrip("_")}={default}'.ljust(29)
+    lines = textwrap.fill(f'{option} {comment}{limits}', width, initial_indent='  ',
+                          subsequent_indent=' ' * 32, break_on_hyphens=False)
+    return lines.replace('\xa0', ' ')
 
 
 def choices(kind):

@@ -120,7 +120,7 @@ def stream_json(decode, past):
 def name_of(spec):
     """What a person calls the tokenizer of this dict, or of None."""
     if spec and spec['kind'] == 'char':
-        return f'{len(spec["chars"])} characters'
+        return f'{len(spec["chars"])} different characters'
     return spec.get('name', 'bytes') if spec else 'an unknown tokenizer'
 
 

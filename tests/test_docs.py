@@ -80,6 +80,8 @@ def test_the_maps_are_drawn_and_what_cannot_be_is_one_line(home):
     train.main([*TINY, '--max_steps=2', '--out_dir=run'])
     attention_maps.main(['--out_dir=run', '--text=the lazy', '--picture=maps.png'])
     assert (home / 'maps.png').read_bytes().startswith(b'\x89PNG')
+    attention_maps.main(['run', '--text=the lazy'])
+    assert (home / 'out/attention_maps.png').exists()  # where git does not look
     for argv, message in ((['--text='], '--text has 0 tokens'), (['--text=Ä'], 'no character'),
                           (['--text=the lazy dogs over and over'], 'has 27 tokens; .* 1 to 16'),
                           (['--text=the', '--picture=a.xyz'], 'a.xyz')):

@@ -279,7 +279,8 @@ def test_no_option_breaks_the_tools(house, count):
     (prepare.main, ['--url=http://127.0.0.1:9/..', '--name=x'], 'no name of a file'),
     (prepare.main, ['--url=http://127.0.0.1:9/', '--name=x'], 'no name of a file'),
     (prepare.main, ['--input=~nobody_of_this_name/x', '--name=x'], 'no such file'),
-    (sample.main, ['a\nb'], r'a\\nb: no such file'),
+    (sample.main, ['a\nb'], r'a\\nb: there is no such checkpoint'),
+    (prepare.main, ['a\nb'], r'a\\nb: neither an option nor a file'),
 ])
 def test_an_option_out_of_this_world_is_one_line(house, main, argv, message):
     assert re.search(message, refused(main, argv))

@@ -163,7 +163,7 @@ def test_a_learned_vocabulary_brings_the_text_back_with_separators_between_docum
     for i in range(3):
         (home / f'{i}.txt').write_text(f'document {i}: straße 🙂 <|endoftext|> \n' * 20)
     prepare.main(['--input=*.txt', '--tokenizer=bpe:300', '--name=some', '--val_fraction=0.2'])
-    assert capsys.readouterr().out.count('\n') == 4
+    assert capsys.readouterr().out.count('\n') == 5
     meta, train, val = read(home / 'data' / 'some')
     assert meta['vocab_size'] <= 300 and meta['tokenizer']['name'] == 'bpe:300'
     start = Tokenizer(meta['tokenizer']).start
@@ -249,6 +249,22 @@ def test_tiny_shakespeare_is_the_known_corpus(tmp_path, monkeypatch):
     meta, train, _ = read(tmp_path / 'data' / 'shakespeare_char')
     assert meta['vocab_size'] == 65 and meta['tokens'] == {'train': 1_003_854, 'val': 111_540}
     assert train.startswith('First Citizen:\nBefore we proceed')
+
+
+def test_the_next_command_is_the_last_line(home, capsys):
+    prepare.main(['--input', 'tiny.txt', '--name', 'x.py', '--workers', '1'])
+    *_, report, last = capsys.readouterr().out.splitlines()
+    assert last == 'train it: python train.py --dataset=x.py'
+    assert 'vocabulary: 40 different characters, 40 ids' in report
+    assert read(home / 'data' / 'x.py')[0]['recipe']['name'] == 'x.py'
+
+
+def test_a_data_set_has_the_name_of_its_recipe_and_not_of_a_text(home):
+    (home / 'code.py').write_text(TEXT)
+    with pytest.raises(UserError, match='name the data set'):
+        prepare.main(['--input', 'code.py'])
+    with pytest.raises(UserError, match=r'tiny.txt: .*; did you mean --input=tiny.txt\?'):
+        prepare.main(['tiny.txt', '--name=book'])
 
 
 def test_line_ends_become_newlines_unless_they_are_kept(home, capsys):
@@ -491,7 +507,9 @@ def test_an_absent_data_set_names_the_recipes_and_the_way_to_make_one(home):
         open_corpus('other')
 
 
-def test_a_missing_data_set_is_prepared_by_its_recipe_but_not_under_torchrun(home, monkeypatch):
+def test_a_missing_data_set_is_prepared_by_its_recipe_but_not_under_torchrun(
+        home, monkeypatch, capsys):
+    capsys.readouterr()
     (home / 'data' / 'other.py').write_text("input = 'tiny.txt'\ntokenizer = 'byte'\n")
     monkeypatch.setattr(prepare, 'launched', lambda: True)
     with pytest.raises(UserError, match='first run python prepare.py'):
@@ -499,6 +517,7 @@ def test_a_missing_data_set_is_prepared_by_its_recipe_but_not_under_torchrun(hom
     monkeypatch.setattr(prepare, 'launched', lambda: False)
     train, val, meta = open_corpus('other')
     assert len(train) + len(val) == len(TEXT) and meta['vocab_size'] == 256
+    assert 'train it' not in capsys.readouterr().out  # which is under way
 
 
 def test_a_recipe_that_changed_is_a_warning(home, capsys):
@@ -512,7 +531,9 @@ def test_a_recipe_that_changed_is_a_warning(home, capsys):
     assert 'warning' not in capsys.readouterr().out
     recipe.write_text("input = 'tiny.txt'\ntokenizer = 'char'\n")
     open_corpus('other')
-    assert 'other options than' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'data/other was made with other options than are in the recipe now' in printed
+    assert printed.endswith('to make it anew: python prepare.py data/other.py\n')
 
 
 def test_files_without_meta_are_taken_as_gpt2(home, capsys):

@@ -55,7 +55,38 @@ def test_prompts_come_from_files_and_the_standard_input(trained, home, monkeypat
     assert trained('--start=FILE:prompt.txt', '--max_new_tokens=1').startswith('lazy\ndogs')
     monkeypatch.setattr(sys, 'stdin', SimpleNamespace(buffer=io.BytesIO(b'over 3')))
     assert trained('--start=-', '--max_new_tokens=1').startswith('over 3')
-    assert trained(r'--start=a\nb', '--max_new_tokens=0') == 'a\nb\n'
+
+
+def test_a_prompt_is_taken_as_it_stands_or_with_escapes_read(trained, monkeypatch):
+    monkeypatch.setattr(Tokenizer, 'encode', lambda self, text: [1])
+    for start, plain in ((r'$\theta \nabla$', '$\theta \nabla$'), (r'a\\nb\x', 'a\\nb\\x')):
+        assert trained(f'--start={start}', '--max_new_tokens=0') == f'{start}\n'
+        assert trained(f'--start={start}', '--max_new_tokens=0', '--escape') == f'{plain}\n'
+
+
+def test_escapes_in_a_stop_text_are_always_read(trained):
+    argv = ['--start=fox', '--temperature=2', '--max_new_tokens=300']
+    whole = trained(*argv)
+    assert whole.count('\n') > 1
+    assert trained(*argv, r'--stop=\n') == whole.partition('\n')[0] + '\n'
+
+
+def test_a_prompt_is_read_as_data_are(home, capsys, monkeypatch, trained):
+    typed = '\ufefflazy\r\ndogs\r\n'.encode()
+    (home / 'prompt.txt').write_bytes(typed)
+    monkeypatch.setattr(sys, 'stdin', SimpleNamespace(buffer=io.BytesIO(typed)))
+    for start in ('FILE:prompt.txt', '-'):
+        sample.main(['run', '--device=cpu', f'--start={start}', '--max_new_tokens=0'])
+        out, err = capsys.readouterr()
+        assert out == 'lazy\ndogs\n\n' and err == 'the prompt: 2 \\r\\n became \\n\n'
+
+
+def test_a_bare_word_is_the_run(home, capsys, trained):
+    shown = trained('--max_new_tokens=9')
+    sample.main(['run', '--device', 'cpu', '--max_new_tokens', '9'])
+    assert capsys.readouterr().out == shown
+    with pytest.raises(UserError, match='elsewhere: there is no such checkpoint'):
+        sample.main(['elsewhere'])
 
 
 def test_a_longer_prompt_than_the_context_is_said(home, capsys, trained):

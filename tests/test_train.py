@@ -293,6 +293,15 @@ def test_the_shares_of_the_processes_add_up_to_the_whole(home):
     assert stopped == 0
 
 
+def test_an_evaluation_is_left_out_where_that_at_the_end_is_near():
+    options = options_of('--max_seconds=100', '--eval_interval=40')
+    for step, seconds, soon in ((80, 80, False), (89, 89, False), (91, 91, True), (900, 91, False),
+                                (0, 0, False)):
+        assert train.ends_soon(options, Progress(step=step, seconds=seconds)) == soon
+    assert not train.ends_soon(options_of('--max_steps=81', '--eval_interval=40'),
+                               Progress(step=80, seconds=80))
+
+
 # --- whole runs ----------------------------------------------------------------------------------
 
 def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
@@ -316,6 +325,25 @@ def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
     assert (folder / 'loss.png').read_bytes().startswith(b'\x89PNG')
     assert re.search(r'best validation loss: \d\.\d{4}', printed)
     assert 'sample.py --out_dir=out/tiny' in printed and '0:00 left' in printed
+
+
+@pytest.mark.parametrize('seconds, evaluated', [(16, [8, 16]), (17, [8, 17]), (18, [8, 16, 18])])
+def test_a_run_by_the_clock_does_not_end_with_two_evaluations(
+        home, monkeypatch, seconds, evaluated):
+    monkeypatch.setattr(train, 'seconds_since', lambda run: run.progress.step)  # a second a step
+    train.main([*TINY, f'--max_seconds={seconds}', '--eval_interval=8'])
+    records = read_log(home / 'out/tiny')
+    assert [record['step'] for record in records if 'val_loss' in record] == evaluated
+
+
+def test_a_signal_that_asks_to_save_is_harmless_before_there_is_a_run(home, monkeypatch):
+    def set_up(*arguments):
+        raise UserError(f'now it is {signal.getsignal(signal.SIGUSR1)!r}')
+    monkeypatch.setattr(train, 'set_up', set_up)
+    before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    with pytest.raises(UserError, match=f'now it is {signal.SIG_IGN!r}'):
+        train.main([*TINY, '--max_steps=1'])
+    signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.parametrize('more', [['--dropout=0.2'], ['--dropout=0.2', '--micro_batch_size=2'],
@@ -466,6 +494,29 @@ def test_nanogpts_init_from_is_answered_in_a_configuration_too(home):
         train.main([*TINY, 'resume.py'])
 
 
+WAYS = ['out/tiny', 'out/tiny/', './out/../out/tiny', 'link', '{home}/out/tiny', 'link/../tiny']
+
+
+def test_the_folder_that_a_run_starts_from_is_never_moved_away(home, monkeypatch):
+    train.main([*TINY, '--max_steps=1'])
+    os.symlink(home / 'out/tiny', home / 'link')
+    os.symlink(home / 'out/tiny/best.pt', home / 'best.pt')
+    (home / 'new.py').write_text("out_dir = 'out/tiny'\n")
+    before = set(home.glob('**/*'))
+    ways = [way.format(home=home) for way in WAYS]
+    starts = ['best.pt', *(way + file for way in ways for file in ('', '/best.pt', '/ckpt.pt'))]
+    for argv in ([], *([f'--out_dir={way}'] for way in ways), [str(home / 'new.py')]):
+        for start in starts if argv in ([], ['--out_dir=link']) else ['out/tiny']:
+            with pytest.raises(UserError, match='is in the folder of the new run; name another'):
+                train.main([*TINY, '--max_steps=1', f'--init_from={start}', *argv])
+    (home / 'elsewhere').mkdir()
+    monkeypatch.chdir(home / 'elsewhere')  # where both are found beside the scripts
+    for argv in ([], [str(home / 'new.py')]):
+        with pytest.raises(UserError, match='name another out_dir'):
+            train.main([*TINY, '--max_steps=1', '--init_from=out/tiny', *argv])
+    assert not list(home.glob('**/*.1')) and before <= set(home.glob('**/*'))
+
+
 def test_init_from_refuses_another_tokenizer_with_both_names(home):
     train.main([*TINY, '--max_steps=1', '--out_dir=first'])
     prepare.main(['--input=tiny.txt', '--tokenizer=byte', '--name=bytes'])
@@ -493,6 +544,8 @@ def test_init_from_refuses_another_tokenizer_with_both_names(home):
     (['--batch_size_start=2', '--batch_ramp_tokens=9', '--micro_batch_size=4'],
      r'batch_size_start=2 is not divisible by 1 .* x 4'), (['--warmup_tokens=-1'], 'warmup_tokens'),
     (['--micro_batch_size=0'], 'micro_batch_size'), (['--n_layer=-1'], 'n_layer'),
+    (['--out_dir=tiny.txt'], 'tiny.txt can be no folder: tiny.txt is a file'),
+    (['--out_dir=tiny.txt/run'], 'tiny.txt is a file'), (['--dataset='], '--dataset needs a value'),
 ])
 def test_what_cannot_be_trained_is_one_line(home, argv, message):
     with pytest.raises(UserError, match=message) as error:
@@ -628,7 +681,7 @@ def test_a_data_set_given_as_a_path_has_its_run_in_out(home):
 
 
 def test_an_empty_out_dir_is_refused(home):
-    with pytest.raises(UserError, match="--out_dir must be a path or None, not ''"):
+    with pytest.raises(UserError, match='--out_dir needs a value'):
         train.main([*TINY, '--max_steps=1', '--out_dir='])
 
 

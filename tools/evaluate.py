@@ -1,8 +1,8 @@
 """Numbers about a checkpoint: how well it predicts a corpus, a text, or the last word of a passage.
 
-    python tools/evaluate.py --out_dir=out/shakespeare_char
-    python tools/evaluate.py --out_dir=out/shakespeare_char --file=poem.txt --per_line
-    python tools/evaluate.py --out_dir=out/gpt2 --task=lambada
+    python tools/evaluate.py out/shakespeare_char
+    python tools/evaluate.py out/shakespeare_char --file=poem.txt --per_line
+    python tools/evaluate.py out/gpt2 --task=lambada
     python tools/evaluate.py --compare=out/a,out/b
 """
 
@@ -57,7 +57,7 @@ class EvaluateConfig:
 
 def main(argv):
     """Print the numbers of a checkpoint, or the table of several runs."""
-    options, given = folio.options.parse(EvaluateConfig, argv)
+    options, given = folio.options.parse(EvaluateConfig, argv, bare='out_dir')
     check_combinations(options, given)
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         if options.compare:
@@ -159,7 +159,7 @@ def evaluate_split(options, model, tokenizer, machine):
     name = options.dataset
     if name is None:
         raise UserError(f'{options.out_dir} was not trained here; name a data set, --dataset=NAME')
-    train_tokens, val_tokens, meta = open_corpus(name)
+    train_tokens, val_tokens, meta = open_corpus(name, tokenizer and tokenizer.spec)
     check_vocabulary(name, meta, tokenizer and tokenizer.spec, model.config.vocab_size)
     tokens = val_tokens if options.split == 'val' else train_tokens
     if len(tokens) < 2:

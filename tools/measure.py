@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from folio import options
+from folio import options, texts
 from folio.cli import UserError, progress_bar
 
 
@@ -32,12 +32,15 @@ class TextTokens:
 
 
 def read_text(path):
-    """The text of a file, its newlines as they are; UserError if it can't be read."""
+    """The text of a plain file; UserError if it can't be read."""
     try:
-        return options.find(path).read_bytes().decode()
+        text, replaced = texts.plain(options.find(path).read_bytes().decode())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, 'strerror', None) or error  # without the path
         raise UserError(f'{path}: {reason}') from None
+    if replaced:
+        print(f'{path}: {replaced:,} \\r\\n became \\n')
+    return text
 
 
 # --- windows -------------------------------------------------------------------------------------

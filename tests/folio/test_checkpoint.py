@@ -150,7 +150,7 @@ def test_a_data_set_of_another_vocabulary_is_refused():
     check_vocabulary('tiny', meta, dict(chars), 3)
     check_vocabulary('tiny', meta, None, 4)
     check_vocabulary('tiny', meta | {'tokenizer': None}, {'kind': 'byte'}, 256)
-    with pytest.raises(UserError, match='tiny are 3 characters, those of the checkpoint bytes'):
+    with pytest.raises(UserError, match='3 different characters, those of the checkpoint bytes'):
         check_vocabulary('tiny', meta, {'kind': 'byte'}, 256)
     with pytest.raises(UserError, match='vocab_size=2 is below the 3 of tiny'):
         check_vocabulary('tiny', meta, chars, 2)

@@ -90,6 +90,14 @@ def test_without_matplotlib_there_is_no_picture_and_no_error(tmp_path, monkeypat
     assert 'pip install matplotlib' in printed and 'stopped by a signal after step 3' in printed
 
 
+def test_the_commands_at_the_end_are_quoted_where_they_have_to_be(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    journal.tell_end(tmp_path / 'my run', 3, 1.5, 'a signal')
+    commands = [line for line in capsys.readouterr().out.splitlines() if '.py' in line]
+    assert commands[0].endswith(" '--out_dir=my run' --resume=True")
+    assert commands[1].startswith('python ') and commands[1].endswith(" '--out_dir=my run'")
+
+
 @pytest.mark.parametrize('file', ['log.jsonl', 'samples.txt'])
 def test_what_cannot_be_written_is_said_once_and_comes_with_the_next(tmp_path, capsys, file):
     kept = journal.Journal(tmp_path / 'run', Plain, 0)

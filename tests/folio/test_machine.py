@@ -33,6 +33,18 @@ def test_ranks_that_stand_at_different_steps_are_an_error(home, monkeypatch):
         CPU.check_same({'step': 5, 'rate': 0.2})
 
 
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGUSR1', 'SIGHUP'])
+def test_a_hang_up_is_ignored_only_where_it_was(name):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with machine.catch_signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.stop == (0 if name == 'SIGHUP' else signal.SIGHUP)
+    finally:
+        signal.signal(number, before)
+
+
 def test_sums_and_maxima_of_one_process_are_its_own():
     assert CPU.sum(torch.tensor([1.0, 2.0])).tolist() == [1, 2]
     assert CPU.maximum(3.0, -1.0) == [3, -1]

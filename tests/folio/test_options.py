@@ -1,14 +1,19 @@
 """Options: their types, their order, their errors."""
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+from conftest import REPOSITORY
 
 import folio.options
 from folio.cli import UserError
-from folio.options import InPath, OutPath, Text, parse
+from folio.options import InPath, OutPath, Text, closest, command, fields_of, parse
+from prepare import PrepareConfig
+from sample import SampleConfig
+from train import TrainConfig
 
 
 @dataclass
@@ -28,6 +33,7 @@ class Options:
     read: list[InPath] = field(default_factory=list)  # old ones
     part: Annotated[float | None, '>= 0', '< 1'] = None  # between
     silent: int = 0
+    max_steps: int = 9  # for so long
 
 
 @pytest.mark.parametrize('argument, name, value', [
@@ -37,8 +43,8 @@ class Options:
     ('--fast=true', 'fast', True), ('--fast=False', 'fast', False),
     ('--compile=True', 'compile', True), ('--compile=auto', 'compile', 'auto'),
     ('--input=a,b', 'input', ['a', 'b']),
-    (r'--start=\n\tx', 'start', '\n\tx'), ('--start=a=b', 'start', 'a=b'),
-    ('--start=', 'start', ''),
+    (r'--start=\n\tx', 'start', r'\n\tx'), ('--start=a=b', 'start', 'a=b'),
+    ('--start=', 'start', ''), ('--input=', 'input', []),
     (r'--path=C:\new', 'path', r'C:\new'), ('--from=gpt2', 'from_', 'gpt2'),
 ])
 def test_a_value_gets_the_type_of_its_option(argument, name, value):
@@ -50,8 +56,10 @@ def test_a_value_gets_the_type_of_its_option(argument, name, value):
 @pytest.mark.parametrize('argument, message', [
     ('--cuont=3', 'is it count'), ('--xyzzy=3', '--help'), ('--max_iters=9', 'max_steps'),
     ('--count=True', "must be int, not 'True'"), ('--count=1.5', 'must be int'),
-    ('--count', 'must be int'), ('--count=1e999', 'must be int'), ('--start', 'must be Text'),
-    ('--share', '--share=VALUE must be float'),
+    ('--count', '--count needs a value: --count=VALUE'), ('--count=1e999', 'must be int'),
+    ('--start', '--start needs a value'), ('--input', '--input needs a value'),
+    ('--share=', '--share needs a value'), ('--path=', '--path needs a value'),
+    ('--made=', '--made needs a value'), ('--fast=', '--fast needs a value'),
     ('--fast=1', 'must be bool'), ('--kind=moun', "'gelu' or 'relu2'"),
     ('--limit=x', 'int or None'), ('--count=exit()', 'must be int'), ('nowhere.py', 'no such file'),
 ])
@@ -59,6 +67,143 @@ def test_a_wrong_option_is_named_in_one_line(argument, message):
     with pytest.raises(UserError, match='.*') as error:
         parse(Options, [argument])
     assert message in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name, text, value', [
+    ('count', '-1', -1), ('share', '3e-4', 3e-4), ('limit', 'None', None),
+    ('kind', 'relu2', 'relu2'),
+    ('input', 'a,b', ['a', 'b']), ('start', '-', '-'), ('start', '', ''), ('path', 'a b', 'a b'),
+    ('from', 'x.py', 'x.py'), ('made', '-h', '-h')])
+def test_a_value_may_be_the_next_word(name, text, value):
+    options, given = parse(Options, ['--fast', f'--{name}', text, '--silent=1'])
+    assert list(given.values()) == [True, value, 1] and options.silent == 1
+
+
+@pytest.mark.parametrize('argv', [['--path', '--fast'], ['--path'], ['--input', '--fast']])
+def test_a_value_that_is_missing_is_not_taken_from_the_next_option(argv):
+    with pytest.raises(UserError, match='needs a value'):
+        parse(Options, argv)
+
+
+@pytest.mark.parametrize('name', ['fast', 'compile'])
+def test_an_option_that_may_be_true_or_false_takes_no_next_word(tmp_path, name):
+    (tmp_path / 'some.py').write_text('count = 8\n')
+    options, given = parse(Options, [f'--{name}', str(tmp_path / 'some.py')])
+    assert given == {name: True, 'count': 8}
+    with pytest.raises(UserError, match='did you mean --OPTION=False'):
+        parse(Options, [f'--{name}', 'False'])
+
+
+def test_a_bare_word_is_the_option_that_a_script_names_for_it(tmp_path):
+    (tmp_path / 'some.py').write_text('count = 8\n')
+    for argv in (['out/x'], ['--count=1', 'out/x', '--fast']):
+        assert parse(Options, argv, bare='made')[1]['made'] == 'out/x'
+    assert parse(Options, [str(tmp_path / 'some.py')], bare='made')[1] == {'count': 8}
+    for word in ('-count=3', '—count', 'count=3'):
+        with pytest.raises(UserError, match=r'did you mean --count(=3)?\?$'):
+            parse(Options, [word], bare='made')
+    with pytest.raises(UserError, match='--made needs a value'):
+        parse(Options, [''], bare='made')
+
+
+@pytest.fixture
+def scripts(tmp_path, monkeypatch):
+    """A folder that stands for the scripts', with what users may name in it."""
+    monkeypatch.setattr(folio.options, 'ROOT', tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ('config/shakespeare_char.py', 'config/gpt2.py', 'config/ladder/1_bigram.py',
+                 'data/shakespeare.py', 'data/mybook/meta.json', 'my book.txt'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize('word, meant', [
+    ('config/shakespeare', 'config/shakespeare_char.py'),
+    ('shakespeare_char', 'config/shakespeare_char.py'),
+    ('config/shakespear_char.py', 'config/shakespeare_char.py'),
+    ('config/ladder/bigram', 'config/ladder/1_bigram.py'), ('1_bigram.py', 'config/ladder/1_big'),
+    ('mybook', '--dataset=mybook'), ('-lr', '--lr'),
+    ('my book.txt', "python prepare.py '--input=my book.txt' --name=NAME")])
+def test_a_bare_word_names_the_closest_configuration(scripts, word, meant):
+    with pytest.raises(UserError) as error:
+        parse(TrainConfig, [word])
+    assert f'did you mean {meant}' in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('word, meant', [
+    ('my book.txt', "--input='my book.txt'"), ('data', '--input=data'),
+    ('*.txt', "--input='*.txt'"),
+    ('shakespear', 'data/shakespeare.py'), ('data/shakespeer.py', 'data/shakespeare.py'),
+    ('-', '--input=-')])
+def test_a_text_is_not_run_as_a_recipe(scripts, word, meant):
+    with pytest.raises(UserError) as error:
+        parse(PrepareConfig, [word], folder='data')
+    assert f'did you mean {meant}?' in str(error.value)
+
+
+def test_a_closest_configuration_is_named_as_it_is_found_from_anywhere(scripts, monkeypatch):
+    (scripts / 'elsewhere').mkdir()
+    monkeypatch.chdir(scripts / 'elsewhere')
+    with pytest.raises(UserError, match=r'did you mean config/gpt2.py\?'):
+        parse(TrainConfig, ['config/gpt-2'])
+    assert folio.options.find('config/gpt2.py') == scripts / 'config/gpt2.py'
+
+
+def test_a_bare_word_that_is_like_nothing_is_told_how_options_look(scripts):
+    with pytest.raises(UserError, match=r'^xyz: neither .*; options are --key=value$'):
+        parse(TrainConfig, ['xyz'])
+
+
+@pytest.mark.parametrize('cls, names', [
+    (TrainConfig, {'learning_rate': 'lr learning_rat rate', 'max_steps': 'epochs steps iters',
+                   'batch_size': 'bs batch', 'block_size': 'context context_length seq_len block',
+                   'n_layer': 'layers num_layers', 'n_head': 'heads', 'dataset': 'data',
+                   'n_embd': 'embd dim hidden_size', 'out_dir': 'out output output_dir out-dir'}),
+    (SampleConfig, {'out_dir': 'model checkpoint output_dir', 'start': 'prompt',
+                    'max_new_tokens': 'length max_tokens n', 'temperature': 'temp',
+                    'top_k': 'k topk', 'top_p': 'p', 'num_samples': 'samples'})])
+def test_what_people_type_is_close_to_what_they_mean(cls, names):
+    for meant, words in names.items():
+        assert [closest(word, fields_of(cls)) for word in words.split()] == [
+            meant] * len(words.split())
+    assert not closest('xyzzy', fields_of(cls)) and not closest('', fields_of(cls))
+
+
+def test_numbers_of_numpy_and_paths_of_pathlib_are_values_of_a_configuration(tmp_path):
+    file = tmp_path / 'some.py'
+    file.write_text('''
+import numpy as np, pathlib
+share, count, fast, path = np.float64(3e-4), np.int64(8), np.bool_(True), np.str_("x")
+input, made = np.array(["a", "b"]), pathlib.Path("/out/a")
+''')
+    options, given = parse(Options, [str(file)])
+    assert (options.share, options.count, options.fast) == (3e-4, 8, True)
+    assert options.input == ['a', 'b'] and options.made == '/out/a'
+    assert [type(given[name]) for name in ('share', 'count', 'fast', 'path', 'made')] == [
+        float, int, bool, str, str]
+    for wrong in ('np.float64(1.5)', 'np.array([1, 2])', 'np.float64("nan")', 'np.bool_(True)'):
+        file.write_text(f'import numpy as np\ncount = {wrong}\n')
+        with pytest.raises(UserError, match='some.py: count must be int'):
+            parse(Options, [str(file)])
+
+
+def test_what_a_loop_leaves_over_is_told_how_helpers_are_called(tmp_path):
+    file = tmp_path / 'some.py'
+    file.write_text('count = 0\nfor i in range(3):\n    count += i\n')
+    with pytest.raises(UserError, match='some.py: i: no such option; .* helper begins with _$'):
+        parse(Options, [str(file)])
+    with pytest.raises(UserError, match='--i: no such option; --help lists them$'):
+        parse(Options, ['--i=3'])
+
+
+def test_a_printed_command_can_be_typed(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command('train.py', '--out_dir=my run; $x', '--resume=True'))
+    assert words[0] == 'python' and words[2:] == ['--out_dir=my run; $x', '--resume=True']
+    assert (tmp_path / words[1]).resolve() == REPOSITORY / 'train.py'
+    monkeypatch.chdir(REPOSITORY)
+    assert command('train.py', '--out_dir=out/a') == 'python train.py --out_dir=out/a'
 
 
 def test_arguments_are_read_from_left_to_right(tmp_path):
@@ -105,6 +250,18 @@ def test_help_shows_bounds_choices_and_options_without_a_comment(capsys):
     lines = {line.split('=')[0].strip(): line for line in capsys.readouterr().out.splitlines()}
     assert lines['--part'].endswith('between (>= 0, < 1)') and '--silent' in lines
     assert lines['--kind'].endswith('which (gelu | relu2)')
+
+
+@pytest.mark.parametrize('columns', [80, 100, 200])
+def test_help_fits_the_terminal_and_breaks_no_bound(capsys, monkeypatch, columns):
+    monkeypatch.setenv('COLUMNS', str(columns))
+    for cls in (TrainConfig, SampleConfig, PrepareConfig):
+        with pytest.raises(SystemExit):
+            parse(cls, ['--help'])
+        text = capsys.readouterr().out
+        lines = [line for line in text.splitlines() if not line.startswith('    python')]
+        assert max(map(len, lines)) <= min(columns, 100) and not text.count('>=\n')
+        assert all(f'--{name}=' in text for name in fields_of(cls))
 
 
 def test_paths_in_a_configuration_are_relative_to_the_scripts_and_typed_ones_stay(

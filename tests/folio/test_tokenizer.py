@@ -112,7 +112,7 @@ def test_a_tokenizer_survives_json():
 
 def test_names_say_what_the_vocabulary_is():
     assert name_of(SPEC) == 'small' and name_of({'kind': 'byte'}) == 'bytes'
-    assert name_of({'kind': 'char', 'chars': 'abc'}) == '3 characters'
+    assert name_of({'kind': 'char', 'chars': 'abc'}) == '3 different characters'
     assert name_of(None) == 'an unknown tokenizer'
 
 

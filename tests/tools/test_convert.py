@@ -208,7 +208,7 @@ def test_what_came_in_is_sampled_trained_on_and_exported(home, capsys):
     assert state['model']['wpe.weight'].shape == (32, 32) and state['config']['bias']
     convert.main(['--to=hf', '--out_dir=tuned', '--dest=tuned_hf'])
     prepare.main(['--input=tiny.txt', '--tokenizer=byte', '--name=other'])
-    with pytest.raises(UserError, match='tokens of other are bytes, those of the checkpoint 40 ch'):
+    with pytest.raises(UserError, match='tokens of other are bytes, those of the checkpoint 40'):
         train.main([*tune, '--dataset=other'])
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 
@@ -143,6 +144,26 @@ def test_what_cannot_be_measured_is_one_line(trained, home, argv, message):
     with pytest.raises(UserError, match=message) as error:
         trained(*argv)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('tokenizer', ['byte', 'gpt2', 'bpe:300'])
+def test_another_data_set_whose_tokens_are_others_is_not_prepared_first(trained, home, tokenizer):
+    (home / 'data/huge.py').write_text(f"input = 'tiny.txt'\ntokenizer = '{tokenizer}'\n")
+    with pytest.raises(UserError, match=f'huge are of the kind {tokenizer}, .* of the kind char'):
+        trained('--dataset=huge')
+    with pytest.raises(UserError, match='of the kind char'):
+        train.main([*TINY, '--dataset=huge', '--init_from=run', '--out_dir=new'])
+    assert not (home / 'data/huge').exists()
+    (home / 'data/huge.py').write_text("input = 'tiny.txt'\n")
+    assert trained('--dataset=huge')['tokens'] == trained()['tokens']
+    shutil.rmtree(home / 'data/huge')
+    (home / 'data/huge.py').unlink()
+
+
+def test_a_bare_word_is_the_run_to_be_measured(home, trained, capsys):
+    loss = trained()['loss']
+    evaluate.main(['run', '--device=cpu', '--dtype=float32', '--json'])
+    assert json.loads(capsys.readouterr().out)['loss'] == loss
 
 
 def test_a_model_without_a_tokenizer_is_measured_on_no_text(home):

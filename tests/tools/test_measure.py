@@ -81,8 +81,16 @@ def test_groups_have_sums_of_their_own(home):
 
 def test_a_text_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / 'latin.txt').write_bytes(b'a\xff')
-    (tmp_path / 'text.txt').write_bytes(b'a\r\nb')
-    assert measure.read_text(tmp_path / 'text.txt') == 'a\r\nb'
     for name in ('latin.txt', 'nowhere.txt'):
         with pytest.raises(UserError, match=name):
             measure.read_text(tmp_path / name)
+
+
+def test_a_text_is_read_as_data_are(tmp_path, capsys):
+    (tmp_path / 'text.txt').write_bytes('\ufeffa\r\n\r\nb\rc\n'.encode())
+    assert measure.read_text(tmp_path / 'text.txt') == 'a\n\nb\rc\n'
+    assert capsys.readouterr().out.endswith('text.txt: 2 \\r\\n became \\n\n')
+    assert measure.read_text(tmp_path / 'text.txt').count('\n') == 3
+    (tmp_path / 'text.txt').write_text('a\nb')
+    capsys.readouterr()
+    assert measure.read_text(tmp_path / 'text.txt') == 'a\nb' and not capsys.readouterr().out
