@@ -119,7 +119,7 @@ def main(argv):
     with open_machine(TrainConfig) as machine, contextlib.ExitStack() as until_the_end:
         options, given = machine.together(folio.options.parse, TrainConfig, argv)
         machine.on_rank_0(until_the_end.enter_context, cli.locked(folder_of(options)))
-        run = machine.together(set_up, options, given, machine)
+        run = set_up(options, given, machine)
         check_same_on_ranks(run)
         run.signals = until_the_end.enter_context(catch_signals())
         until_the_end.enter_context(cli.lasting_output())
@@ -130,10 +130,15 @@ def main(argv):
 
 def set_up(options, given, machine):
     """The Run that the options describe, as far as its checkpoint came. given: those that the user
-    named, by name."""
-    check_batches(options)
-    options, state, resumed = starting_point(options, given)
-    machine.choose(options, options.compile)
+    named, a dict."""
+    options, state, resumed = machine.together(starting_point, options, given)
+    sequences = options.micro_batch_size or options.batch_size // machine.world
+    options = machine.choose(options, given, sequences * options.block_size, options.n_embd)
+    return machine.together(make_run, options, state, resumed, machine)
+
+
+def make_run(options, state, resumed, machine):
+    """The Run of options that are chosen; state: the checkpoint that it starts from, or None."""
     train_tokens, val_tokens, meta = open_corpus(options.dataset, state and state['tokenizer'])
     check_sizes(options, train_tokens, val_tokens, machine.world)
     options, spec = fit_to_data(options, state, meta)
@@ -151,6 +156,7 @@ def set_up(options, given, machine):
 
 def starting_point(options, given):
     """(options, checkpoint or None, whether it is resumed): where --resume or --init_from start."""
+    check_batches(options)
     folder = folder_of(options)
     if options.resume and can_resume(folder):
         return *checkpoint.resume(options, given, folder, SHAPE), True
@@ -253,9 +259,7 @@ def check_same_on_ranks(run):
     """UserError unless all processes train the same, on the same data, from the same step."""
     facts = {name: value for name, value in vars(run.options).items()
              if name not in ('device', 'out_dir')}
-    facts |= run.data | vars(run.progress)
-    facts |= {'number format': str(run.machine.dtype), 'compiled': run.machine.compiled,
-              'torch': torch.__version__}
+    facts |= run.data | vars(run.progress) | {'torch': torch.__version__}
     run.machine.check_same(facts)
 
 

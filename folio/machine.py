@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import json
 import os
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from folio.cli import UserError, first_line, launched
+from folio.speed import fastest_format
 
 
 @dataclass
@@ -25,14 +27,24 @@ class Machine:
     rank: int = 0
     world: int = 1
 
-    def choose(self, options, compile=False):
-        """Take the device and dtype of the options, and `compile` as choose_compile takes it."""
+    def choose(self, options, given, rows, size):
+        """Take device, dtype and compile of the options, the same on all processes; returns the
+        options with what they came to. given: the names of those that the user typed; others that
+        do not work here are chosen anew. rows, size: of the matrix products."""
         if getattr(options, 'deterministic', False):
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA asks for
             torch.use_deterministic_algorithms(True)
-        self.device = choose_device(options.device)
-        self.dtype = choose_dtype(options.dtype, self.device)
-        self.compiled = choose_compile(compile, self.device)
+        self.device = self.together(choose_device, options.device)
+        asked = self.rank == 0 and self.device.type == 'cpu' and options.dtype != 'float32'
+        fastest = self.gather(fastest_format(rows, size) if asked else None)[0]
+        self.dtype = self.together(choose_dtype, options.dtype, self.device, fastest,
+                                   'dtype' in given)
+        chosen = {'dtype': str(self.dtype).removeprefix('torch.')}
+        if hasattr(options, 'compile'):
+            self.compiled = self.together(choose_compile, options.compile, self.device,
+                                          'compile' in given)
+            chosen['compile'] = self.compiled
+        return dataclasses.replace(options, **chosen)
 
     def autocast(self):
         """A context in which matrix products are made in `dtype`."""
@@ -198,21 +210,27 @@ def choose_device(name):
     return device
 
 
-def choose_dtype(name, device):
-    """The torch.dtype of the option `dtype`; 'auto' is bfloat16 where the hardware has it."""
+def choose_dtype(name, device, fastest, required=True):
+    """The torch.dtype of the option `dtype`. 'auto' is bfloat16 where a GPU has it, and on a CPU
+    `fastest`. UserError for one that does not work, or 'auto' unless it is required."""
     if name == 'float16' and device.type == 'cpu':
-        raise UserError('dtype=float16 does not work on a CPU; take bfloat16 or float32')
+        if required:
+            raise UserError('dtype=float16 does not work on a CPU; take bfloat16 or float32')
+        print(f'dtype=float16 does not work on a CPU; {fastest} is taken')
+        name = 'auto'
+    if name == 'bfloat16' and fastest == 'float32' and required:
+        print('bfloat16 is slower than float32 on this CPU')
     if name != 'auto':
         return getattr(torch, name)
     if device.type == 'cuda':
         modern = torch.cuda.get_device_capability(device) >= (8, 0)  # older ones emulate bfloat16
         return torch.bfloat16 if modern else torch.float16
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if device.type == 'cpu' and fast else torch.float32
+    return getattr(torch, fastest) if device.type == 'cpu' else torch.float32
 
 
-def choose_compile(option, device):
-    """Whether to compile; 'auto': on CUDA, where it works. True is a UserError where it doesn't."""
+def choose_compile(option, device, required=True):
+    """Whether to compile; 'auto': on CUDA, where it works. True is a UserError where it doesn't, if
+    it is required."""
     if not option or option == 'auto' and device.type != 'cuda':
         return False
     try:
@@ -220,7 +238,7 @@ def choose_compile(option, device):
         return True
     except Exception as error:  # whatever a missing or broken compiler raises
         message = f'torch.compile does not work here ({type(error).__name__}: {first_line(error)})'
-    if option == 'auto':
+    if option == 'auto' or not required:
         print(f'not compiled, for {message}')
         return False
     raise UserError(f'compile=True: {message}')

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT = ''.join(f'{i}: the quick brown fox jumps over {i % 7} lazy dogs.\n' for i in range(300))
 TINY = ['--dataset=tiny', '--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=16',
         '--batch_size=4', '--device=cpu', '--dtype=float32', '--warmup_steps=2']
+os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp()  # what is kept there is the user's
 torch.set_num_threads(1)  # the models are tiny: more threads wait for each other
 ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'}
 

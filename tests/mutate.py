@@ -140,6 +140,11 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('list(past)', '[]'),
         ('BYTES.keys() >= set(token)', 'True'),
     ],
+    'folio/speed.py': [
+        ('MARGIN * seconds', 'seconds'),
+        ("if answers.get(question) not in FORMATS:", 'if True:'),
+        ("    size = min(size, 4096)  # beyond which products are alike\n", ''),
+    ],
     'folio/options.py': [
         ('value is not None and not COMPARISONS', 'value is not None and COMPARISONS'),
         ("return path if path.exists() or", 'return path if'),

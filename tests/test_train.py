@@ -967,3 +967,13 @@ def test_json_lines_are_json(home):
     train.main([*TINY, '--max_steps=3'])
     for line in (home / 'out/tiny/log.jsonl').read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_a_run_goes_on_in_the_format_that_was_chosen_when_it_began(home, monkeypatch, capsys):
+    argv = [*(option for option in TINY if 'dtype' not in option), '--out_dir=out/x']
+    for answer, steps, resume in (('bfloat16', 2, False), ('float32', 4, True)):
+        monkeypatch.setattr(machine, 'fastest_format', lambda rows, size, answer=answer: answer)
+        train.main([*argv, f'--max_steps={steps}', f'--resume={resume}'])
+        config = checkpoint.load(home / 'out' / 'x' / 'ckpt.pt')['config']
+        assert (config['dtype'], config['compile']) == ('bfloat16', False)
+        assert 'cpu, bfloat16, not compiled' in capsys.readouterr().out

@@ -42,6 +42,7 @@ from folio.cli import UserError, first_line, progress_bar
 from folio.machine import Machine, choose_device, choose_dtype, keep_memory
 from folio.optim import make_optimizers
 from folio.options import InPath
+from folio.speed import fastest_format
 from tools.measure import TextTokens
 
 GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'mlp': 'gelu',
@@ -81,13 +82,19 @@ def main(argv):
     if options.against and not (folio.options.find(options.against) / 'model.py').is_file():
         raise UserError(f'--against={options.against}: there is no model.py')
     device = choose_device(options.device)
-    dtype = choose_dtype(options.dtype, device)
-    print(f'{Machine(device, dtype)}; {torch.get_num_threads()} threads, torch {torch.__version__}')
+    print(f'{device}, {torch.get_num_threads()} threads, torch {torch.__version__}')
     for size in sizes:
-        compare_steps(size, options, device, dtype)
+        compare_steps(size, options, device, format_of(size, options.dtype, device))
     if options.text_mb:
         compare_texts(options.text_mb)
         time_batches()
+
+
+def format_of(size, dtype, device):
+    """The torch.dtype of the option `dtype` for a size; on a CPU 'auto' is the fastest."""
+    shape = SIZES[size]
+    rows, cpu = shape['batch_size'] * shape['block_size'], device.type == 'cpu'
+    return choose_dtype(dtype, device, fastest_format(rows, shape['n_embd']) if cpu else None)
 
 
 def compare_steps(size, options, device, dtype):
@@ -100,7 +107,7 @@ def compare_steps(size, options, device, dtype):
     seconds, memory = take_turns(names, size, options)
     rate = matrix_rate(tokens, shape['n_embd'], device, dtype)
     work = flops_per_token(shape)
-    print(f'\n### {size}: {shape["batch_size"]} x {shape["block_size"]} tokens a step; '
+    print(f'\n### {size}: {shape["batch_size"]} x {shape["block_size"]} tokens a step, {dtype}; '
           f'matrix products {rate / 1e9:,.0f} GFLOP/s\n')
     print("| | tokens/s | ms a step | of the products' rate | peak memory, GB | times nanoGPT |")
     print('|---|---|---|---|---|---|')
@@ -132,7 +139,7 @@ def take_turns(names, size, options):
 def take_step(name, size, device, dtype, against):
     """(seconds, peak bytes) of a step, in the contender's process; options as in BenchConfig."""
     device = choose_device(device)
-    step = make_step(name, size, device, choose_dtype(dtype, device), against)
+    step = make_step(name, size, device, format_of(size, dtype, device), against)
     start = time.perf_counter()
     step()
     if device.type == 'cuda':

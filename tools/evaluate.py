@@ -35,6 +35,8 @@ from prepare import open_corpus
 from tools import lambada
 from tools.measure import TextTokens, measure, read_text, summary
 
+ROWS = 2048  # tokens that go through the model together, about
+
 
 @dataclass
 class EvaluateConfig:
@@ -89,7 +91,12 @@ def finite(value):
 def evaluate(options, given):
     """Print the numbers of a checkpoint; returns them as a dict, but by rank 0 only."""
     with open_machine(options) as machine:
-        options, model, tokenizer = machine.together(open_model, options, given, machine)
+        options, state, model = machine.together(read_checkpoint, options, given)
+        options = machine.choose(options, given, ROWS, model.config.n_embd)
+        tokenizer = machine.together(open_tokenizer, options, state, model)
+        print(f'{options.out_dir} (step {state.get("step", 0):,}), '
+              f'{count_parameters(model):,} parameters; {machine}')
+        model = model.to(machine.device)
         begin = time.perf_counter()
         if options.task:
             numbers = lambada.lambada(model, tokenizer, options.file, options.context, machine)
@@ -102,23 +109,26 @@ def evaluate(options, given):
         return None if machine.rank else numbers
 
 
-def open_model(options, given, machine):
-    """(options, model, tokenizer or None): the run's own dtype and data set unless others are
-    given, and what its checkpoint holds, which is said."""
+def read_checkpoint(options, given):
+    """(options, checkpoint's dict, model): the run's own dtype and data set unless others are
+    given."""
     state = load(options.out_dir)
     options = inherit(options, given, state['config'], fixed=[], names=['dtype', 'dataset'])
-    machine.choose(options)
     with damaged(options.out_dir):
-        model = from_checkpoint(state).to(machine.device)
+        return options, state, from_checkpoint(state)
+
+
+def open_tokenizer(options, state, model):
+    """The Tokenizer of a checkpoint, or None; UserError where it, or the options, don't fit the
+    model. What made the checkpoint is said."""
+    with damaged(options.out_dir):
         tokenizer = Tokenizer(state['tokenizer']) if state['tokenizer'] else None
     check_model(options, model, tokenizer)
-    print(f'{options.out_dir} (step {state.get("step", 0):,}), '
-          f'{count_parameters(model):,} parameters; {machine}')
     if 'versions' in state:
         known = [f'{name} {value}' for name, value in state['versions'].items()
                  if isinstance(value, str)]
         print('trained with', ', '.join(known), flush=True)
-    return options, model, tokenizer
+    return tokenizer
 
 
 def check_model(options, model, tokenizer):

@@ -9,6 +9,7 @@ import torch
 
 from folio import machine
 from folio.cli import UserError
+from train import TrainConfig
 
 CPU = machine.Machine(torch.device('cpu'))
 
@@ -19,6 +20,8 @@ def test_a_compiler_that_fails_is_named_or_with_auto_passed_over(monkeypatch, ca
     monkeypatch.setattr(torch, 'compile', broken)
     with pytest.raises(UserError, match='no C\\+\\+ compiler'):
         machine.choose_compile(True, torch.device('cpu'))
+    assert machine.choose_compile(True, torch.device('cpu'), required=False) is False
+    assert 'no C++ compiler' in capsys.readouterr().out
     monkeypatch.setattr(torch, 'zeros', lambda *shape, device: None)
     assert machine.choose_compile('auto', torch.device('cuda')) is False
     assert 'no C++ compiler' in capsys.readouterr().out
@@ -79,6 +82,28 @@ def test_an_error_is_printed_by_rank_0_or_by_the_one_that_has_it_alone(monkeypat
     with pytest.raises(UserError, match='same') as caught:
         dataclasses.replace(CPU, rank=1, world=2).together(fail)
     assert caught.value.any_rank == alone
+
+
+def test_rank_0_asks_the_cpu_for_all_and_a_typed_format_is_obeyed(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(machine, 'fastest_format', lambda *question: asked.append(question))
+    monkeypatch.setattr(machine.Machine, 'gather', lambda self, value: [
+        None if isinstance(value, str) else 'float32', value])
+    other = dataclasses.replace(CPU, rank=1)
+    monkeypatch.setattr(machine.Machine, 'together', lambda self, work, *rest: work(*rest))
+    for dtype, given, chosen in (('auto', (), 'float32'), ('bfloat16', ('dtype',), 'bfloat16')):
+        options = TrainConfig(device='cpu', dtype=dtype)
+        options = other.choose(options, given, 64, 32)
+        assert (options.dtype, options.compile) == (chosen, False) and not asked
+        assert other.dtype == getattr(torch, chosen)
+    assert 'bfloat16 is slower than float32 on this CPU' in capsys.readouterr().out
+
+
+def test_a_format_that_does_not_work_is_an_error_only_if_it_was_typed(capsys):
+    assert machine.choose_dtype('float16', CPU.device, 'bfloat16', False) == torch.bfloat16
+    assert 'float16 does not work on a CPU; bfloat16 is taken' in capsys.readouterr().out
+    with pytest.raises(UserError, match='dtype=float16 does not work'):
+        machine.choose_dtype('float16', CPU.device, 'bfloat16', True)
 
 
 def test_autocast_is_on_for_formats_of_two_bytes_alone():
