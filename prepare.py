@@ -109,7 +109,7 @@ def known_spec(name):
     """The dict of the tokenizer of this name, or None for one that is made for its text."""
     size = re.fullmatch(r'bpe:(\d{1,9})', name)
     if size and not 257 <= int(size[1]) <= 1 << 24:
-        raise UserError(f'{name}: the 256 bytes and <|endoftext|> take 257 ids, the least there is')
+        raise UserError(f'{name}: from 257 ids, for the bytes and <|endoftext|>, to 16,777,216')
     if size or name == 'char':
         return None
     return {'kind': 'byte'} if name == 'byte' else tiktoken_spec(name)
@@ -161,7 +161,8 @@ def raw_files(options, folder):
         if texts.looks_like_json(piped):
             piped = piped.rename(folder / 'stdin.jsonl')
     if options.input:
-        return texts.input_files([piped if path == '-' else path for path in options.input])
+        paths = texts.input_files([piped if path == '-' else path for path in options.input])
+        return [path for path in paths if path.resolve() != folder.resolve() / 'meta.json']
     from folio.download import fetch_files  # which loads more than others need
     urls = options.url[:options.max_files]
     names = [options.file or re.split('[?#]', url)[0].rpartition('/')[2] for url in urls]
@@ -190,7 +191,8 @@ class Source:
         alone = len(list(itertools.islice(self.read_files(), 2))) < 2  # there is nothing to compare
         self.fingerprints = [] if alone else [
             document.fingerprint() for document in itertools.islice(self.read_files(), LARGE)]
-        self.joined = len(self.fingerprints) < WHOLE_DOCUMENTS_FROM
+        distinct = len(set(self.fingerprints))
+        self.joined = distinct < WHOLE_DOCUMENTS_FROM and len(self.fingerprints) < LARGE
 
     def documents(self):
         """The Documents, in order; documents_read counts those of the latest pass."""
@@ -260,7 +262,7 @@ class Source:
         """(split, pieces of text) of each document; UserError for a text too short to split."""
         fraction = self.options.val_fraction
         if not self.joined:
-            return split_by_hash(self.documents(), hash_limit(self.fingerprints, fraction))
+            return split_by_hash(self.documents(), validation_hashes(self.fingerprints, fraction))
         characters = self.count_characters()
         cut = int(characters * (1 - fraction))
         if not 0 < cut < characters:
@@ -268,22 +270,29 @@ class Source:
         return split_by_position(self.documents(), cut)
 
 
-def hash_limit(fingerprints, fraction):
-    """The number that the hash of a document for validation lies below. `fingerprints` are those of
-    all documents if there are fewer than LARGE, and then validation has one at least, and as near
-    to the fraction of the text as whole documents come."""
+def validation_hashes(fingerprints, fraction):
+    """Which hashes are those of documents for validation: a function from a hash to a bool. Of
+    LARGE documents, the lowest of all hashes there are; of fewer, the lowest ones that bring
+    validation nearer to its fraction of the text. Each split has one document at least."""
     if len(fingerprints) == LARGE:
-        return int(fraction * 2 ** 64)
-    hashes, lengths = zip(*sorted(fingerprints), strict=True)
-    before = np.cumsum(lengths[:-1])  # characters of the documents below hashes[1], hashes[2], ...
-    return hashes[1 + int(np.abs(before - fraction * sum(lengths)).argmin())]
+        limit = int(fraction * 2 ** 64)
+        return lambda digest: digest < limit
+    lengths, taken, chosen = Counter(), 0, set()
+    for digest, length in fingerprints:
+        lengths[digest] += length
+    wanted = fraction * sum(lengths.values())
+    for digest in sorted(lengths)[:-1]:
+        if lengths[digest] < 2 * (wanted - taken):
+            chosen.add(digest)
+            taken += lengths[digest]
+    return (chosen or {min(lengths, key=lengths.get)}).__contains__
 
 
-def split_by_hash(documents, limit):
+def split_by_hash(documents, is_validation):
     """(split, pieces of text) of each document, which goes whole to the split its hash names."""
     for document in documents:
         digest, _ = document.fingerprint()
-        yield 'val' if digest < limit else 'train', document.pieces()
+        yield 'val' if is_validation(digest) else 'train', document.pieces()
 
 
 def split_by_position(documents, cut):
@@ -510,8 +519,8 @@ def open_corpus(name, spec=None):
 def prepare_missing(folder, recipe, known, spec):
     """Make the data set by its recipe; UserError where there is none, or several processes run."""
     if recipe is None:
-        raise UserError(f'no data set or recipe is called {folder.name}; recipes: {known}; for a '
-                        'text of your own: '
+        raise UserError(f'no data set or recipe is called {folder.name} ({short(folder)}); '
+                        f'recipes: {known}; for a text of your own: '
                         f'{command("prepare.py", "--input=FILE", f"--name={folder.name}")}')
     if launched():
         raise UserError(f'{short(folder)} is not there yet; first run '

@@ -30,7 +30,7 @@ from folio.cli import UserError, progress_bar
 from folio.journal import Journal, tell_end, tell_progress, tell_start
 from folio.machine import Machine, Signals, catch_signals, ignore_save_signal, open_machine
 from folio.optim import load_states, make_optimizers, param_groups
-from folio.options import InPath, OutPath
+from folio.options import DataName, InPath, OutPath
 from folio.tokenizer import Tokenizer
 from model import GPT, SHAPE, GPTConfig, check_weights
 from prepare import Tokens, open_corpus
@@ -41,7 +41,7 @@ GOLDEN = np.uint64(0x9e3779b97f4a7c15)  # SplitMix64's step
 @dataclass
 class TrainConfig(GPTConfig):
     """What to train, on what, for how long."""
-    dataset: str = 'stdlib'  # data/NAME/, or the recipe data/NAME.py that makes it
+    dataset: DataName = 'stdlib'  # data/NAME/, or the recipe data/NAME.py that makes it
     out_dir: OutPath | None = None  # for checkpoints, log.jsonl and loss.png; None: out/DATASET
     init_from: InPath | None = None  # start from the weights of this checkpoint, a folder or a file
     resume: bool = False  # go on from out_dir's ckpt.pt, or start where there is none
@@ -543,7 +543,7 @@ def tokens_seen(run):
 def train(run):
     """The run, from its first step or its checkpoint's to its end; returns the exit code."""
     options, progress, folder = run.options, run.progress, run.folder
-    if is_done(options, progress) and progress.evaluated == progress.step:
+    if run.resumed and is_done(options, progress) and progress.evaluated == progress.step:
         by_clock = options.max_steps is None or progress.step < options.max_steps
         print(f'{cli.short(folder)} ended at step {progress.step:,}, {progress.seconds:.0f} s; to '
               f'go on, raise {"max_seconds" if by_clock else "max_steps"}')

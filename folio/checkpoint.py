@@ -258,8 +258,9 @@ def check_vocabulary(dataset, meta, spec, vocab_size):
     ours = meta['tokenizer']
     with damaged(f'the tokenizer of {dataset} or of the checkpoint'):
         if ours and spec and not same_tokenizer(ours, spec):
+            other = 'other ' if name_of(ours) == name_of(spec) else ''
             raise UserError(f'the tokens of {dataset} are {name_of(ours)}, those of the '
-                            f'checkpoint {name_of(spec)}')
+                            f'checkpoint {other}{name_of(spec)}')
     if vocab_size < meta['vocab_size']:
         raise UserError(f'vocab_size={vocab_size} is below the {meta["vocab_size"]} of {dataset}')
 

@@ -204,7 +204,7 @@ def choose_device(name):
             raise RuntimeError(f'there are {torch.cuda.device_count()} GPUs')
         torch.zeros(1, device=device).item()  # which `meta` can't give
     except (RuntimeError, AssertionError, ValueError) as error:  # ValueError: no UTF-8
-        raise UserError(f'device={name} does not work here: {first_line(error)}') from None
+        raise UserError(f'device={name} does not work here: {first_line(error):.200}') from None
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     return device

@@ -31,6 +31,7 @@ from folio.cli import UserError, short
 
 ROOT = Path(__file__).resolve().parent.parent  # data/, config/ and out/ stand here
 Text = NewType('Text', str)  # which may be empty
+DataName = NewType('DataName', str)  # of a data set; data/NAME and NAME/ are the same
 InPath = NewType('InPath', str)  # of what is only read or gone on with
 OutPath = NewType('OutPath', str)  # of what is made
 ELSEWHERE = {  # what options are called in other programs, nanoGPT among them
@@ -251,7 +252,7 @@ def as_type(value, kind, typed):
         return [as_type(item, members[0], typed) for item in value]
     if members:
         return as_union(value, members, typed)
-    if kind in (str, Text, InPath, OutPath):
+    if kind in (str, Text, DataName, InPath, OutPath):
         return as_text(value, kind, typed)
     return as_number(value, kind, typed)
 
@@ -275,6 +276,8 @@ def as_text(value, kind, typed):
         raise ValueError
     if kind is not Text and not value:
         raise ValueError
+    if kind is DataName:
+        return os.path.normpath(value).removeprefix(f'data{os.sep}')
     if kind in (InPath, OutPath) and not typed and value != '-':
         return str(ROOT / os.path.expanduser(value))
     return value
@@ -303,8 +306,8 @@ def describe(kind):
         return f'{describe(get_args(kind)[0])}, separated by commas'
     if get_args(kind):
         return ' or '.join(map(describe, get_args(kind)))
-    return {NoneType: 'None', Text: 'str', InPath: 'a path', OutPath: 'a path'}.get(
-        kind, kind.__name__)
+    names = {NoneType: 'None', Text: 'str', DataName: 'str', InPath: 'a path', OutPath: 'a path'}
+    return names.get(kind, kind.__name__)
 
 
 # --- help ----------------------------------------------------------------------------------------

@@ -72,15 +72,30 @@ def input_files(patterns):
             found = sorted(map(Path, names)) if not path.exists() else [path]
         found = [file for file in found if file.is_file()]
         if not found:
-            raise UserError(f'{pattern}: no such file, no glob of one, no folder with a text')
+            raise UserError(f'{pattern}: {reason_for_none(path, str(pattern))}')
         files += found
     return files
+
+
+def reason_for_none(path, pattern):
+    """Why a pattern names no file, and what to do."""
+    if path.is_dir():
+        return 'no file in this folder is a text'
+    if path.exists():
+        return 'no file but a pipe; a text is read more than once, so use --input=-'
+    hints = {'[': 'in a glob, [[] stands for [', ',': 'items are separated by commas, and ? stands '
+             'for a comma in a name'}
+    hint = [hint for char, hint in hints.items() if char in pattern]
+    return '; '.join(['no such file, folder or glob', *hint])
 
 
 def files_in(folder):
     """The files of text in a folder and the folders in it, in sorted order, none of them hidden."""
     paths = [path for path in sorted(folder.rglob('*')) if path.is_file() and not any(
         part.startswith('.') for part in path.relative_to(folder).parts)]
+    links = sum(path.is_symlink() and path.is_dir() for path in folder.rglob('*'))
+    if links:
+        print(f'left out of {folder}: {links} links to folders; name those too')
     foreign = [path for path in paths if reason_against(path)]
     if foreign:
         kinds = Counter(path.suffix.lower() or path.name for path in foreign)
@@ -126,15 +141,17 @@ def documents(paths, field, crlf=False, counts=None):
         if reason:
             raise UserError(f'{path} looks like {reason}')
         reader = READERS.get(ending_of(path))
-        if reader is None:
+        if path.stat().st_size == 0:
+            counts[path, EMPTY] = 1
+        elif reader is None:
             yield Document(lambda path=path: read_plain(path, crlf, counts))
-            continue
-        missing = 0
-        for text in reader(path, field):
-            if text:
-                yield Document(lambda text=text: cut_up(text))
-            missing += not text
-            counts[path, EMPTY] = missing
+        else:
+            missing = 0
+            for text in reader(path, field):
+                if text:
+                    yield Document(lambda text=text: cut_up(text))
+                missing += not text
+                counts[path, EMPTY] = missing
 
 
 def looks_like_json(path):
@@ -188,7 +205,8 @@ def read_blocks(path, size=None):
 
 def zstd_blocks(path):
     """The decompressed blocks of a Zstandard file; EOFError where its last frame is cut."""
-    decompressor = import_library('zstandard', path).ZstdDecompressor()
+    library = import_library('zstandard', path)
+    decompressor = library.ZstdDecompressor(max_window_size=1 << 31)  # zstd's --long=31
     frame = decompressor.decompressobj()
     with open(path, 'rb') as file:
         while block := frame.unused_data or file.read(1 << 16):
@@ -265,7 +283,7 @@ def read_parquet(path, field):
             plain.writelines(read_blocks(path))
         table = parquet.ParquetFile(plain if compression_of(path) else path)
         kinds = {column.name: str(column.type) for column in table.schema_arrow}
-        if not re.match('(dictionary<values=)?(large_)?string', kinds.get(field, '')):
+        if not re.match('(dictionary<values=)?(large_)?string|null', kinds.get(field, '')):
             raise UserError(f'{path}: no column of texts is called {field} (--field=NAME); there '
                             f'are: {", ".join(f"{name} ({kinds[name]:.40})" for name in kinds)}')
         for batch in table.iter_batches(256, columns=[field]):

@@ -197,6 +197,7 @@ def test_rare_characters_become_one_unknown_and_their_share_is_said(home, capsys
     (['--input=tiny.txt', '--name=x', '--val_fraction=1.5'], 'val_fraction'),
     (['--input=tiny.txt', '--name=x', '--tokenizer=gpt5'], 'there are char, byte, gpt2'),
     (['--input=tiny.txt', '--name=x', '--tokenizer=bpe:9'], '257'),
+    (['--input=tiny.txt', '--name=x', '--tokenizer=bpe:99999999'], 'to 16,777,216'),
     (['--input=tiny.txt', '--name=x', '--max_vocab=1'], 'max_vocab must be >= 2'),
     (['--input=field.jsonl', '--name=x'], 'field.jsonl, line 2: no text is called text .* story'),
     (['--input=broken.jsonl', '--name=x'], 'broken.jsonl, line 1: '),
@@ -277,13 +278,11 @@ def test_line_ends_become_newlines_unless_they_are_kept(home, capsys):
     assert 'became' not in capsys.readouterr().out
 
 
-def test_documents_below_a_limit_go_to_validation():
-    limit = texts.Document(lambda: ['b']).fingerprint()[0]
-    documents = [texts.Document(lambda letter=letter: [letter]) for letter in 'abcdefgh']
-    splits = [split for split, _ in prepare.split_by_hash(documents, limit)]
-    below = [document.fingerprint()[0] < limit for document in documents]
-    assert splits == ['val' if is_below else 'train' for is_below in below]
-    assert len(set(below)) == 2 and not below[1]
+def test_documents_go_where_their_hash_says():
+    chosen = texts.Document(lambda: ['b']).fingerprint()[0]
+    documents = [texts.Document(lambda letter=letter: [letter]) for letter in 'abc']
+    splits = [split for split, _ in prepare.split_by_hash(documents, {chosen}.__contains__)]
+    assert splits == ['train', 'val', 'train']
 
 
 def test_validation_has_its_share_of_the_characters_up_to_a_document(home):
@@ -298,11 +297,31 @@ def test_validation_has_its_share_of_the_characters_up_to_a_document(home):
         assert train and val
 
 
+def test_one_document_that_is_most_of_the_text_is_for_training_whatever_its_hash(home):
+    stories = [f'{zlib.crc32(str(i).encode())} ' * 9 + '\n' for i in range(120)]
+    lowest = min(range(120), key=lambda i: texts.Document(lambda: [stories[i]]).fingerprint())
+    fingerprints = [texts.Document(lambda text=text: [text]).fingerprint() for text in stories]
+    digest, length = fingerprints[lowest]
+    fingerprints[lowest] = digest, 100_000
+    is_validation = prepare.validation_hashes(fingerprints, 0.01)
+    taken = sum(length for digest, length in fingerprints if is_validation(digest))
+    assert not is_validation(digest) and 900 < taken < 1200
+
+
+def test_copies_are_one_document_however_many_they_are(home, capsys):
+    (home / 'x.jsonl').write_text('{"text": "the same words"}\n' * 150)
+    prepare.main(['--input=x.jsonl', '--name=some'])
+    assert ''.join(read(home / 'data' / 'some')[1:]) == 'the same words'
+    assert 'exact copies of others, left out: 149' in capsys.readouterr().out
+
+
 def test_of_very_many_documents_a_share_of_all_hashes_goes_to_validation():
     few = [(2 ** 63 + i, 1) for i in range(100)]
-    assert prepare.hash_limit(few, 0.25) == 2 ** 63 + 25
+    is_validation = prepare.validation_hashes(few, 0.25)
+    assert [is_validation(2 ** 63 + i) for i in (0, 24, 25, 99)] == [True, True, False, False]
     many = [(2 ** 63 + i, 1) for i in range(prepare.LARGE)]
-    assert prepare.hash_limit(many, 0.25) == 2 ** 62
+    is_validation = prepare.validation_hashes(many, 0.25)
+    assert is_validation(2 ** 62 - 1) and not is_validation(2 ** 62)
 
 
 def test_a_document_across_the_cut_comes_in_two_parts():
@@ -322,15 +341,24 @@ def test_meta_counts_documents_characters_bytes_and_tokens(home):
     meta, train, val = read(home / 'data' / 'some')
     whole = ''.join((home / f'{i}.txt').read_text() for i in range(4))
     with_tiny = len(whole) + len(TEXT)
-    assert (meta['documents'], meta['characters'], meta['bytes']) == (5, with_tiny, with_tiny + 1)
+    assert (meta['documents'], meta['characters'], meta['bytes']) == (4, with_tiny, with_tiny + 1)
     assert meta['tokens'] == {'train': len(train.encode()), 'val': len(val.encode())}
     assert sum(meta['tokens'].values()) == meta['bytes'] + 1  # a newline after 'two'
 
 
-def test_documents_that_leave_a_split_empty_are_refused(home):
+def test_documents_that_leave_a_split_empty_are_refused(home, monkeypatch):
     (home / 'x.jsonl').write_text('{"text": "the same"}\n' * 150)
+    monkeypatch.setattr(prepare, 'LARGE', 150)
     with pytest.raises(UserError, match='150 documents leave a split empty'):
         prepare.main(['--input=x.jsonl', '--name=some'])
+
+
+def test_a_folder_in_data_may_be_its_own_input(home):
+    (home / 'data' / 'mine').mkdir()
+    (home / 'data' / 'mine' / 'input.txt').write_text(TEXT)
+    for _ in range(2):
+        prepare.main(['--input=data/mine', '--name=mine'])
+        assert ''.join(read(home / 'data' / 'mine')[1:]) == TEXT
 
 
 def test_a_folder_with_the_files_of_another_program_is_left_alone(home):

@@ -977,3 +977,16 @@ def test_a_run_goes_on_in_the_format_that_was_chosen_when_it_began(home, monkeyp
         config = checkpoint.load(home / 'out' / 'x' / 'ckpt.pt')['config']
         assert (config['dtype'], config['compile']) == ('bfloat16', False)
         assert 'cpu, bfloat16, not compiled' in capsys.readouterr().out
+
+
+def test_a_run_of_no_steps_has_its_untrained_weights(home, capsys):
+    train.main([*TINY, '--max_steps=0', '--out_dir=out/x'])
+    assert checkpoint.load('out/x')['step'] == 0
+    train.main(['--out_dir=out/x', '--resume=True'])
+    assert 'ended at step 0' in capsys.readouterr().out
+
+
+def test_a_data_set_may_be_named_by_its_folder(home):
+    for name in ('data/tiny', 'tiny/', './tiny'):
+        train.main([*TINY[1:], f'--dataset={name}', '--max_steps=1', '--out_dir=x', '--resume'])
+        assert checkpoint.load('x')['config']['dataset'] == 'tiny'

@@ -28,7 +28,7 @@ from folio import journal
 from folio.checkpoint import check_vocabulary, damaged, inherit, load
 from folio.cli import UserError
 from folio.machine import open_machine
-from folio.options import InPath, OutPath
+from folio.options import DataName, InPath, OutPath
 from folio.tokenizer import Tokenizer
 from model import from_checkpoint
 from prepare import open_corpus
@@ -42,7 +42,7 @@ ROWS = 2048  # tokens that go through the model together, about
 class EvaluateConfig:
     """What to measure, and on what."""
     out_dir: InPath = 'out/stdlib'  # a run's folder (best.pt, else ckpt.pt) or a checkpoint file
-    dataset: str | None = None  # data/NAME/, of the same tokenizer; None: the run's own
+    dataset: DataName | None = None  # data/NAME/, of the same tokenizer; None: the run's own
     split: Literal['val', 'train'] = 'val'  # which part of it
     eval_tokens: Annotated[int | None, '>= 2'] = None  # only the first so many of it
     file: InPath | None = None  # a text file in place of a data set
@@ -247,7 +247,8 @@ def draw_runs(logs, path):
         print('the curves: pip install matplotlib')
         return
     for i, (name, records) in enumerate(logs.items()):
-        best = journal.draw_losses(axes, records, f'C{i}', None, f'C{i}', name)
+        label = ' ' + cli.one_line(name).replace('$', r'\$')  # which is no formula and not hidden
+        best = journal.draw_losses(axes, records, f'C{i}', None, f'C{i}', label)
         axes.plot(best['tokens'], best['val_loss'], '*', color=f'C{i}', markersize=10)
     try:
         journal.save_picture(axes, path)

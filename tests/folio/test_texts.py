@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 
 import pytest
 from hypothesis import given
@@ -76,6 +77,32 @@ def test_what_is_no_text_is_left_out_of_a_folder_and_counted(home, capsys):
         contents(texts.input_files(['notes/*']))
 
 
+@pytest.mark.parametrize('pattern, hint', [
+    ('a, b.txt', r'\? stands for a comma'), ('[a]/*', r'\[\[\] stands'), ('pipe', '--input=-'),
+    ('no.txt', 'no such file'), ('hollow', 'no file in this folder is a text')])
+def test_why_a_pattern_names_no_file_is_said(home, pattern, hint):
+    os.mkfifo(home / 'pipe')
+    (home / 'hollow').mkdir()
+    with pytest.raises(UserError, match=hint):
+        texts.input_files([pattern])
+
+
+def test_a_link_to_a_folder_is_left_out_which_is_said(home, capsys):
+    for folder in ('notes', 'elsewhere'):
+        (home / folder).mkdir()
+        (home / folder / 'a.txt').write_text(folder)
+    (home / 'notes' / 'link').symlink_to(home / 'elsewhere')
+    assert contents(texts.input_files(['notes'])) == ['notes']
+    assert 'left out of notes: 1 links to folders' in capsys.readouterr().out
+
+
+def test_an_empty_file_is_no_document(tmp_path):
+    (tmp_path / '_SUCCESS').write_bytes(b'')
+    counts = {}
+    assert list(texts.documents([tmp_path / '_SUCCESS'], 'text', counts=counts)) == []
+    assert counts == {(tmp_path / '_SUCCESS', texts.EMPTY): 1}
+
+
 def test_line_ends_become_newlines_wherever_blocks_end_and_are_counted(tmp_path, monkeypatch):
     content = '\ufeffone\r\n\r\r\ntwo\rthree\n\r'.encode()
     path = tmp_path / 'a.txt'
@@ -93,6 +120,8 @@ def test_line_ends_become_newlines_wherever_blocks_end_and_are_counted(tmp_path,
 def test_lines_and_rows_without_a_text_are_left_out_and_counted(tmp_path):
     pyarrow, parquet = (pytest.importorskip(name) for name in ('pyarrow', 'pyarrow.parquet'))
     lines, rows = tmp_path / 'a.jsonl', tmp_path / 'b.parquet'
+    parquet.write_table(pyarrow.table({'text': [None, None]}), rows)
+    assert contents([rows]) == []
     parquet.write_table(pyarrow.table({'text': [None, 'one', '']}), rows)
     lines.write_text('{"text": null}\n{"text": "one"}\n{"text": ""}\n')
     for path in (lines, rows):
@@ -138,6 +167,9 @@ def test_zstandard_is_read_in_frames_and_by_lines(tmp_path):
     halves = [b''.join(lines[:150])[:-9], b''.join(lines[:150])[-9:] + b''.join(lines[150:])]
     path.write_bytes(b''.join(map(zstandard.compress, halves)))
     assert contents([path]) == [f'{i} ' * 99 for i in range(300)]
+    long = zstandard.ZstdCompressionParameters.from_level(3, window_log=28)
+    path.write_bytes(zstandard.ZstdCompressor(compression_params=long).compress(lines[0] * 9))
+    assert len(contents([path])) == 9
 
 
 def test_parquet_is_read_compressed_or_not(tmp_path):

@@ -228,3 +228,10 @@ def test_runs_are_compared_in_a_table_and_a_picture(trained, home, capsys):
     assert (home / 'both.png').read_bytes().startswith(b'\x89PNG')
     with pytest.raises(UserError, match='both.xyz could not be drawn'):
         evaluate.main(['--compare=run,small', '--picture=both.xyz'])
+
+
+def test_any_name_of_a_run_can_stand_in_a_picture(home):
+    for name in ('_a', 'a$b_{$'):
+        train.main([*TINY, '--max_steps=2', f'--out_dir={name}'])
+    evaluate.main(['--compare=_a,a$b_{$', '--picture=both.png'])
+    assert (home / 'both.png').stat().st_size > 1000
