@@ -80,6 +80,8 @@ class Machine:
         result = error = None
         try:
             result = work(*arguments)
+        except BrokenPipeError:  # nobody reads what is printed
+            raise
         except (UserError, OSError) as caught:
             error = UserError(str(caught))
         errors = self.gather(error and str(error))

@@ -69,12 +69,18 @@ def parse(cls, argv, bare=None, folder='config'):
     fields, given = fields_of(cls), {}
     for where, key, value, typed in assignments(words, fields, bare, folder):
         if key not in fields:
-            helper = '' if typed else '; the name of a helper begins with _'
-            near = closest(key, fields)
-            near = f'is it {near}?' if near else '--help lists them'
-            raise UserError(f'{where}: no such option; {near}{helper}')
+            raise UserError(f'{where}: no such option; {advice(key, fields, typed)}')
         given[fields[key].name] = checked(where, value, fields[key], typed)
     return cls(**given), given
+
+
+def advice(key, fields, typed):
+    """What to do about a name that is no option; typed: it is one of the command line."""
+    if not typed and 'dataset' in fields and key in ('url', 'input', 'tokenizer'):
+        return 'a recipe is used by its name, --dataset=NAME'
+    near = closest(key, fields)
+    helper = '' if typed else '; the name of a helper begins with _'
+    return (f'is it {near}?' if near else '--help lists them') + helper
 
 
 def fields_of(cls):

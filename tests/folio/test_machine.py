@@ -142,3 +142,10 @@ def test_a_hangup_that_is_ignored_stays_so():
 def test_errors_that_are_not_about_memory_pass_through():
     with pytest.raises(RuntimeError, match='shapes'), machine.out_of_memory(CPU):
         raise RuntimeError('shapes differ')
+
+
+def test_help_that_nobody_reads_on_is_no_error():
+    def show():
+        raise BrokenPipeError
+    with pytest.raises(BrokenPipeError):
+        CPU.together(show)

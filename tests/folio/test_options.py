@@ -300,3 +300,9 @@ def test_an_old_configuration_that_imports_the_module_whole_is_told_too(tmp_path
     file.write_text("import types as _t\n_config = _t.ModuleType('config')\n_config.ROOT\n")
     with pytest.raises(UserError, match="line 3: .*write out_dir = 'out/NAME'"):
         parse(Options, [str(file)])
+
+
+def test_a_recipe_in_place_of_a_configuration_is_said(home):
+    (home / 'x.py').write_text("input = 'tiny.txt'\ntokenizer = 'byte'\n")
+    with pytest.raises(UserError, match='x.py: input: no such option; a recipe .* --dataset=NAME'):
+        parse(TrainConfig, ['x.py'])
