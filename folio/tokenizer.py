@@ -24,11 +24,13 @@ import re
 import numpy as np
 
 from folio.cli import UserError, first_line, import_library
+from folio.texts import at_words
 
 GPT2_PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s")
 HIDDEN = [*range(33), *range(127, 161), 173]  # bytes that GPT-2 writes as other characters
 BYTES = {chr(256 + HIDDEN.index(byte) if byte in HIDDEN else byte): byte for byte in range(256)}
 CHARS = {byte: char for char, byte in BYTES.items()}
+LONG_WORD = 1000  # bytes
 STARTS = (b'<|endoftext|>', b'<|begin_of_text|>', b'<bos>', b'<s>', b'\n')  # of a text
 
 
@@ -66,7 +68,7 @@ class Tokenizer:
         """The ids of a text, a numpy array of integers (N,); special tokens in it are plain text.
         UserError for a character that a character vocabulary lacks."""
         if self.kind == 'bpe':
-            return self.encoding.encode_to_numpy(text, disallowed_special=())
+            return encode_bpe(self.encoding, text)
         if self.kind == 'json':
             return np.array(self.encoder.encode(text, add_special_tokens=False).ids, np.int64)
         if self.kind == 'byte':
@@ -160,13 +162,15 @@ def tiktoken_spec(name):
 
 def train_bpe(texts, vocab_size):
     """The dict of a byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) learned from an
-    iterable of str; it has vocab_size ids or fewer, if they give no more."""
+    iterable of str; it has vocab_size ids or fewer, if they give no more. Words longer than
+    LONG_WORD are learned from in parts, for learning takes the square of their length."""
     tokenizers = import_library('tokenizers', 'to learn a vocabulary')
-    model = tokenizers.Tokenizer(tokenizers.models.BPE())
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model, before = tokenizers.Tokenizer(tokenizers.models.BPE()), tokenizers.pre_tokenizers
+    model.pre_tokenizer = before.Sequence([
+        before.ByteLevel(add_prefix_space=False), before.FixedLength(LONG_WORD)])
     model.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size - 1, show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+        initial_alphabet=before.ByteLevel.alphabet()))
     ranks = {bytes(BYTES[char] for char in token): i for token, i in model.get_vocab().items()}
     return bpe_spec(f'bpe:{vocab_size}', ranks, GPT2_PATTERN, {'<|endoftext|>': len(ranks)})
 
@@ -209,6 +213,17 @@ def check_ids(ids):
     """ValueError for an id that makes the table of all ids too large."""
     if max(ids, default=0) >= 1 << 24:
         raise ValueError(f'an id is {max(ids)}')
+
+
+def encode_bpe(encoding, text):
+    """The ids that tiktoken's encoder gives for a text. About a million spaces in a row are more
+    than its regular expressions have room for: a text with as many is encoded in pieces, and where
+    one ends within such a run, ids may differ from those of the run as a whole."""
+    try:
+        return encoding.encode_to_numpy(text, disallowed_special=())
+    except ValueError:
+        return np.concatenate([encoding.encode_to_numpy(piece, disallowed_special=())
+                               for piece in at_words([text])])
 
 
 def load_json(spec):

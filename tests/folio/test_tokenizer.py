@@ -69,6 +69,24 @@ def test_bpe_merges_by_rank_and_takes_special_tokens_in_a_text_as_text():
     assert tokenizer.vocab_size == 260
 
 
+@pytest.mark.parametrize('pattern', [SPEC['pattern'], GPT2_PATTERN])
+@pytest.mark.parametrize('run', [' ', '\n', '\r\n', '\u3000', 'a'])
+def test_a_run_of_a_million_and_more_spaces_is_encoded(run, pattern):
+    tokenizer, run = Tokenizer(SPEC | {'pattern': pattern}), 1_100_000 * run
+    text = f'the {run}x the'
+    ids = tokenizer.encode(text).tolist()
+    assert tokenizer.decode(ids) == text
+    before, after = (tokenizer.encode(part).tolist() for part in ('the  ', 'x the'))
+    assert ids[:1] + ids[-len(after):] == before[:1] + after
+
+
+def test_a_run_of_spaces_that_tiktoken_has_room_for_is_encoded_as_a_whole():
+    spaces = '\n'.join(f'{base64.b64encode(b" " * n).decode()} {300 + n}' for n in (2, 4, 5))
+    tokenizer = Tokenizer(SPEC | {'ranks': f'{RANKS}\n{spaces}', 'pattern': GPT2_PATTERN})
+    text = 'x' + 900_001 * ' '
+    assert tokenizer.encode(text).tolist() == tokenizer.encoding.encode_ordinary(text)
+
+
 def test_an_id_that_no_token_has_stands_for_nothing():
     tokenizer = Tokenizer(SPEC | {'special': {'<|endoftext|>': 300}})
     assert tokenizer.vocab_size == 301 and tokenizer.token_bytes[280] == b''
@@ -166,6 +184,15 @@ def test_a_text_that_gives_no_more_ids_has_fewer():
     tokenizer = Tokenizer(train_bpe(['ab ab ab'], 1000))
     assert tokenizer.vocab_size == 259 and tokenizer.token_bytes[256:] == [
         b'ab', b' ab', b'<|endoftext|>']
+
+
+def test_only_words_longer_than_any_of_ordinary_text_are_learned_from_in_parts(monkeypatch):
+    texts = ['abcdefgh ' * 9, 'abcd' * 500, ' ' * 5000]
+    whole = Tokenizer(train_bpe(texts, 1000)).token_bytes[256:-1]
+    assert b'abcdefgh' in whole and max(map(len, whole)) == module.LONG_WORD
+    monkeypatch.setattr(module, 'LONG_WORD', 6)
+    parts = Tokenizer(train_bpe(texts, 1000)).token_bytes[256:-1]
+    assert b'abcdef' in parts and max(map(len, parts)) == 6
 
 
 def test_without_the_library_the_message_says_what_to_install(monkeypatch):
