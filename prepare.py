@@ -336,9 +336,8 @@ def encode_group(tokenizer, group):
         ids = [tokenizer.start] if text == texts.SEPARATOR else tokenizer.encode(text)
         made[split] += np.asarray(ids, dtype).tobytes()
         counts.update({split: len(ids), 'characters': len(text), 'bytes': len(text.encode())})
-    if 'unknown' in tokenizer.spec:
-        unknown = tokenizer.spec['chars'].index(tokenizer.spec['unknown'])
-        counts['unknown'] = sum(np.count_nonzero(np.frombuffer(ids, dtype) == unknown)
+    if tokenizer.unknown is not None:
+        counts['unknown'] = sum(np.count_nonzero(np.frombuffer(ids, dtype) == tokenizer.unknown)
                                 for ids in made.values())
     return made, counts
 

@@ -38,29 +38,30 @@ class Tokenizer:
     """encode and decode for the tokenizer that the dict `spec` describes.
 
     vocab_size: the number of ids. token_bytes: the UTF-8 bytes of each id, a list of bytes; b''
-    for an id that no token has. text_lengths: the bytes of the text that each id stands for, an
-    array of floats: 0 for a special token, NaN for an unknown character. start: the id a text
-    without a prompt begins with.
+    for an id that no token has. special: the ids of tokens that stand for no text, by their names.
+    text_lengths: the bytes of the text that each id stands for, an array of floats: 0 for a special
+    token, NaN for an unknown character. start: the id a text without a prompt begins with.
     UserError for an unknown kind, or a library that is missing.
     """
 
     def __init__(self, spec):
         self.spec, self.kind = spec, spec['kind']
+        self.special, self.unknown = spec.get('special', {}), None
         if self.kind == 'char':
-            self.ids, self.token_bytes = char_tables(spec)
+            self.ids, self.token_bytes, self.unknown = char_tables(spec)
         elif self.kind == 'byte':
             self.token_bytes = [bytes([byte]) for byte in range(256)]
         elif self.kind == 'bpe':
             self.encoding, self.token_bytes = load_bpe(spec)
         elif self.kind == 'json':
-            self.encoder, self.token_bytes = load_json(spec)
+            self.encoder, self.token_bytes, self.special, self.unknown = load_json(spec)
         else:
             raise UserError(f'unknown kind of tokenizer: {self.kind!r}')
         self.vocab_size = len(self.token_bytes)
         self.text_lengths = np.array([len(token) for token in self.token_bytes], float)
-        self.text_lengths[special_ids(spec)] = 0
-        if spec.get('unknown'):
-            self.text_lengths[spec['chars'].index(spec['unknown'])] = np.nan
+        self.text_lengths[[*self.special.values()]] = 0
+        if self.unknown is not None:
+            self.text_lengths[self.unknown] = np.nan
         starts = [self.token_bytes.index(token) for token in STARTS if token in self.token_bytes]
         self.start = starts[0] if starts else 0
 
@@ -184,13 +185,14 @@ def code_points(text):
 
 
 def char_tables(spec):
-    """(ids, token_bytes) of a character vocabulary: the id of each code point, -1 for none, as an
-    array that ends with a code point above all; and the bytes of each id."""
+    """(ids, token_bytes, unknown) of a character vocabulary: the id of each code point, -1 for
+    none, as an array that ends with a code point above all; the bytes of each id; and the id of
+    unknown characters or None."""
     codes = code_points(spec['chars'])
-    unknown = spec['chars'].index(spec['unknown']) if 'unknown' in spec else -1
-    ids = np.full(codes.max(initial=0) + 2, unknown, np.int32)
+    unknown = spec['chars'].index(spec['unknown']) if 'unknown' in spec else None
+    ids = np.full(codes.max(initial=0) + 2, -1 if unknown is None else unknown, np.int32)
     ids[codes] = np.arange(len(codes))
-    return ids, [char.encode() for char in spec['chars']]
+    return ids, [char.encode() for char in spec['chars']], unknown
 
 
 def load_bpe(spec):
@@ -227,8 +229,10 @@ def encode_bpe(encoding, text):
 
 
 def load_json(spec):
-    """(library, token_bytes): the Tokenizer of `tokenizers` for the dict, and the bytes of each
-    id; UserError for a text that is no tokenizer.json."""
+    """(library, token_bytes, special, unknown): the Tokenizer of `tokenizers` for the dict, the
+    bytes of each id, the ids of special tokens by their texts, and that of unknown characters or
+    None. These are the library's ids, from which those in a file may differ. UserError for a text
+    that is no tokenizer.json."""
     tokenizers = import_library('tokenizers', f'the tokenizer {spec["name"]}')
     try:
         library = tokenizers.Tokenizer.from_str(spec['json'])
@@ -238,16 +242,24 @@ def load_json(spec):
     library.encode_special_tokens = True  # as ordinary text
     library.no_truncation()
     library.no_padding()
-    return library, json_bytes(library, json.loads(spec['json']))
+    content, added = json.loads(spec['json']), library.get_added_tokens_decoder()
+    special = {token.content: i for i, token in added.items() if token.special}
+    unknown = content['model'].get('unk_id')
+    if unknown is None:
+        unknown = library.get_vocab().get(content['model'].get('unk_token'))
+    return library, json_bytes(library, content, added), special, unknown
 
 
-def json_bytes(library, content):
-    """The bytes that each id adds to a text, for a tokenizer.json with this content."""
+def json_bytes(library, content, added):
+    """The bytes that each id adds to a text, for a tokenizer.json with this content and the tokens
+    `added`, by their ids, which are found in a text before any others."""
     decoder, vocab = json.dumps(content.get('decoder')), library.get_vocab()
     check_ids(vocab.values())
     token_bytes = [b''] * (max(vocab.values(), default=-1) + 1)
     for token, i in vocab.items():
-        if '"ByteLevel"' in decoder and BYTES.keys() >= set(token):
+        if i in added:
+            token_bytes[i] = added[i].content.encode()
+        elif '"ByteLevel"' in decoder and BYTES.keys() >= set(token):
             token_bytes[i] = bytes(map(BYTES.get, token))
         elif '"ByteFallback"' in decoder and re.fullmatch('<0x[0-9A-F]{2}>', token):
             token_bytes[i] = bytes.fromhex(token[3:5])
@@ -255,12 +267,3 @@ def json_bytes(library, content):
             once, twice = (library.decode([i] * n, skip_special_tokens=False) for n in (1, 2))
             token_bytes[i] = twice[len(once):].encode()
     return token_bytes
-
-
-def special_ids(spec):
-    """The ids that stand for no text, such as that of <|endoftext|>."""
-    if spec['kind'] == 'bpe':
-        return list(spec['special'].values())
-    added = json.loads(spec['json']).get('added_tokens', []) if spec['kind'] == 'json' else []
-    return [token['id'] for token in added if token['special']]
-

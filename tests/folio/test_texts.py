@@ -93,7 +93,7 @@ def test_a_file_that_ends_within_a_character_is_refused(tmp_path):
         contents([tmp_path / 'cut'])
 
 
-@given(st.lists(st.text(alphabet='ab .\n', max_size=8)), st.integers(1, 9))
+@given(st.lists(st.text(alphabet='ab .\n', max_size=30)), st.integers(4, 20))
 def test_pieces_of_a_document_end_between_words_or_are_full(parts, size):
     text = ''.join(parts)
     pieces = list(texts.at_words(parts, size))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY
 from hypothesis import given, settings
@@ -382,6 +383,62 @@ def test_a_text_that_is_no_tokenizer_json_is_one_line():
     with pytest.raises(UserError, match='tokenizer mine is not in the format of tok') as error:
         Tokenizer({'kind': 'json', 'name': 'mine', 'json': '{"model": 1}'})
     assert '\n' not in str(error.value)
+
+
+def odd(changed):
+    """A byte-level BPE whose bytes begin at id 7, with a gap after 100, a template that adds two
+    ids, tokens that are added and special, or not; and ids in the file that the library corrects if
+    `changed`."""
+    library = tokenizers.Tokenizer.from_str(json.dumps(CONTENTS['byte level']))
+    content = json.loads(library.to_str()) | {'normalizer': None, 'added_tokens': []}
+    vocab = {token: i + 6 + 20 * (i > 100) for token, i in content['model']['vocab'].items()
+             if not token.startswith('<|')}
+    library = tokenizers.Tokenizer.from_str(json.dumps(
+        content | {'model': content['model'] | {'vocab': vocab}}))
+    library.add_special_tokens(['<s>', '</s>'])
+    library.add_tokens(['<tool>', '   ', 'é', 'ß!'])
+    ends = [(token, library.token_to_id(token)) for token in ('<s>', '</s>')]
+    library.post_processor = processors.TemplateProcessing('<s> $A </s>', special_tokens=ends)
+    content = json.loads(library.to_str())
+    for token in content['added_tokens'] if changed else []:
+        token['id'] += 500
+    return library, Tokenizer({'kind': 'json', 'name': 'odd', 'json': json.dumps(content)})
+
+
+ODD = {changed: odd(changed) for changed in (False, True)}
+
+
+@pytest.mark.parametrize('changed', ODD)
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from(['the', ' ', '   ', 'é', '<tool>', '<s>', 'ß!', '世', 'Ġ', '\n'])))
+def test_odd_files_give_the_ids_of_the_library_without_what_a_template_adds(changed, parts):
+    library, ours = ODD[changed]
+    text, begin, end = ''.join(parts), *map(library.token_to_id, ('<s>', '</s>'))
+    library.encode_special_tokens = True
+    ids, decode = ours.encode(text).tolist(), ours.stream()
+    assert [begin, *ids, end] == library.encode(text).ids
+    assert ours.decode(ids) == library.decode(ids, skip_special_tokens=False)
+    assert ''.join(map(decode, ids)) == ours.decode(ids).rstrip('\ufffd')
+    assert ours.text_lengths[ids].sum() == len(text.encode())
+
+
+def test_an_odd_file_has_the_vocabulary_of_the_library():
+    for library, ours in ODD.values():
+        vocab = library.get_vocab()
+        assert ours.vocab_size == max(vocab.values()) + 1 > len(vocab) and min(vocab.values()) == 7
+        assert ours.token_bytes[0] == ours.token_bytes[115] == b''
+        assert ours.special == {token: vocab[token] for token in ('<s>', '</s>')}
+        assert ours.start == vocab['<s>'] and ours.text_lengths[ours.start] == 0
+        assert ours.token_bytes[vocab['é']] == 'é'.encode()
+        assert ours.decode([0, 115]) == library.decode([0, 115])
+
+
+def test_the_bytes_that_an_unknown_token_stands_for_are_not_known():
+    for name in ('unigram', 'bpe'):
+        unknown = LIBRARIES[name].token_to_id('<unk>')
+        assert np.isnan(OURS[name].text_lengths[unknown])
+        assert np.isnan(OURS[name].text_lengths).sum() == 1
+    assert not np.isnan(OURS['byte level'].text_lengths).any()
 
 
 # --- the same, differently told ------------------------------------------------------------------
