@@ -40,6 +40,8 @@ NAME = r'\w[\w.-]*'  # of a data set
 WHOLE_DOCUMENTS_FROM = 100  # documents, from which on each goes to one split as a whole
 LARGE = 10_000  # documents, from which on validation's share of the text is left to chance
 BPE_SAMPLE = 1 << 25  # characters that a vocabulary is learned from
+BPE_WORDS = 3 << 19  # bytes of different words in them, for each takes some 60 bytes of memory
+BPE_PIECE = 1 << 14  # characters learned from at once; each takes some 100 bytes of memory
 UNKNOWN = '\ufffd'  # of a limited vocabulary of characters
 LLMC_HEADER = [20240520, 1]  # llm.c's magic number and version
 
@@ -205,11 +207,12 @@ class Source:
             self.documents_read += 1
             yield document
 
-    def texts(self, what):
-        """The texts of all documents, in pieces, with a bar that says what is done with them."""
+    def texts(self, what, cut=iter):
+        """The texts of all documents, in pieces, with a bar that says what is done with them. cut:
+        a function from a document's pieces to others."""
         with progress_bar(desc=f'{self.options.name}: {what}', unit='char', unit_scale=True) as bar:
             for document in self.documents():
-                for text in document.pieces():
+                for text in cut(document.pieces()):
                     yield text
                     bar.update(len(text))
 
@@ -247,16 +250,22 @@ class Source:
         return {'kind': 'char', 'chars': ''.join(map(chr, codes)), 'unknown': UNKNOWN}
 
     def sample(self):
-        """Pieces of text, spread over the files, BPE_SAMPLE characters at most."""
-        size, taken = sum(path.stat().st_size for path in self.paths), 0
+        """Pieces of text, spread over the files: BPE_SAMPLE characters at most, and fewer of a text
+        whose words hardly repeat."""
+        size, taken, words, seen = sum(path.stat().st_size for path in self.paths), 0, 0, set()
         step = max(1, -(-size // BPE_SAMPLE))
         if step > 1:
             print(f'learning the vocabulary from {BPE_SAMPLE / 1e6:.0f} million characters of it')
-        for text in itertools.islice(self.texts('learning'), 0, None, step):
+        cut = functools.partial(texts.at_words, size=BPE_PIECE)
+        for text in itertools.islice(self.texts('learning', cut), 0, None, step):
             if taken >= BPE_SAMPLE:
+                return
+            if words >= BPE_WORDS:
+                print(f'its words hardly repeat: learning the vocabulary from {taken:,} characters')
                 return
             yield text
             taken += len(text)
+            words += bytes_of_new_words(text, seen)
 
     def parts(self):
         """(split, pieces of text) of each document; UserError for a text too short to split."""
@@ -268,6 +277,15 @@ class Source:
         if not 0 < cut < characters:
             raise UserError(f'{self.options.name}: {characters} characters are too few to split')
         return split_by_position(self.documents(), cut)
+
+
+def bytes_of_new_words(text, seen):
+    """How many bytes the words of a text take that are not in the set `seen`, each counted once;
+    they are put into the set, unless it is large already."""
+    new = set(re.findall(r'\w+|[^\w\s]+', text)) - seen
+    if len(seen) < 1 << 17:
+        seen |= new
+    return len(''.join(new).encode())
 
 
 def validation_hashes(fingerprints, fraction):
@@ -350,9 +368,8 @@ def encode_group(tokenizer, group):
         ids = [tokenizer.start] if text == texts.SEPARATOR else tokenizer.encode(text)
         made[split] += np.asarray(ids, dtype).tobytes()
         counts.update({split: len(ids), 'characters': len(text), 'bytes': len(text.encode())})
-    if 'unknown' in tokenizer.spec:
-        unknown = tokenizer.spec['chars'].index(tokenizer.spec['unknown'])
-        counts['unknown'] = sum(np.count_nonzero(np.frombuffer(ids, dtype) == unknown)
+    if tokenizer.unknown is not None:
+        counts['unknown'] = sum(np.count_nonzero(np.frombuffer(ids, dtype) == tokenizer.unknown)
                                 for ids in made.values())
     return made, counts
 

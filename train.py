@@ -206,7 +206,7 @@ def check_sizes(options, train_tokens, val_tokens, world):
 def fit_to_data(options, state, meta):
     """(options with all that is derived, the tokenizer's dict or None) for a data set with this
     meta.json and the checkpoint `state`, if any; UserError where they don't fit."""
-    saved_spec = state['tokenizer'] if state else None
+    saved_spec = state['tokenizer'] if state else meta['tokenizer']
     vocab_size = options.vocab_size or meta['vocab_size']
     checkpoint.check_vocabulary(options.dataset, meta, saved_spec, vocab_size)
     try:

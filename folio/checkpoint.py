@@ -254,8 +254,11 @@ def inherit(options, given, saved, fixed, names):
 
 def check_vocabulary(dataset, meta, spec, vocab_size):
     """UserError if a data set with this meta.json is none for a model with the tokenizer `spec`
-    (None: unknown) and this vocabulary."""
+    and this vocabulary; None is an unknown tokenizer, which is said."""
     ours = meta['tokenizer']
+    if ours and not spec:
+        print("warning: the checkpoint has no tokenizer, so it can't be checked whether the tokens "
+              f'of {dataset} ({name_of(ours)}) are its own')
     with damaged(f'the tokenizer of {dataset} or of the checkpoint'):
         if ours and spec and not same_tokenizer(ours, spec):
             other = 'other ' if name_of(ours) == name_of(spec) else ''

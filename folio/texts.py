@@ -25,10 +25,11 @@ from pathlib import Path
 from folio import options
 from folio.cli import UserError, import_library
 
-PIECE = 1 << 20  # bytes of a text that are read at once
+PIECE = 1 << 18  # bytes of a text that are read at once
 OPENERS = {'.gz': 'gzip', '.bz2': 'bz2', '.xz': 'lzma'}  # modules, imported where they are needed
 COMPRESSED = (*OPENERS, '.zst')
 CRLF, EMPTY = 'line ends \\r\\n', 'documents without a text'  # what is counted
+WORD_END = re.compile(r'(?<=\S) |(?<=\S\n)(?=[^\W_])')  # or a line's, see at_words
 SEPARATOR = ''  # stands for what separates two documents of a split
 UNPACK, EXPORT = 'an archive: unpack it', 'a document with a layout: export it as plain text'
 TABLE = 'a table: turn it into JSON lines, such as {"text": "..."}, in a .jsonl file'
@@ -321,28 +322,28 @@ def group_pieces(pieces, length=len):
         yield group
 
 
-def at_words(pieces):
-    """The same text in pieces that end before a space after something else, which is between two
-    words for every encoding; where there is none for long, a piece ends anywhere."""
-    held = ''
+def at_words(pieces, size=None):
+    """The same text in pieces of `size` characters at most, or PIECE, that end between two words
+    for every encoding: before a space after something else, or between a single newline and a
+    letter or digit. Where there is no such place, within a word or spaces, they end anywhere."""
+    held, size = '', size or PIECE
     for piece in pieces:
-        held += piece
-        cut = last_word_end(held) if 4 * len(held) >= PIECE else 0
-        if cut == 0 and len(held) > 16 * PIECE:
-            cut = len(held)
-        if cut > 0:
-            yield held[:cut]
-            held = held[cut:]
+        held, start = held + piece, 0
+        while end := end_of_piece(held, start, size):
+            yield held[start:end]
+            start = end
+        held = held[start:]
     if held:
         yield held
 
 
-def last_word_end(text):
-    """Where the last space is that comes after something else; 0 without one."""
-    place = text.rfind(' ')
-    while place > 0 and text[place - 1].isspace():
-        place = text.rfind(' ', 0, place)
-    return max(place, 0)
+def end_of_piece(text, start, size):
+    """Where the piece of a text ends that begins at start; 0 if the text is too short to know."""
+    last = start + size
+    found = WORD_END.search(text, start + size // 4 + 1, last)
+    if found:
+        return found.start()
+    return last if len(text) > last else 0
 
 
 def separated(parts, always):

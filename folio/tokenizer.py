@@ -24,11 +24,13 @@ import re
 import numpy as np
 
 from folio.cli import UserError, first_line, import_library
+from folio.texts import at_words
 
 GPT2_PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s")
 HIDDEN = [*range(33), *range(127, 161), 173]  # bytes that GPT-2 writes as other characters
 BYTES = {chr(256 + HIDDEN.index(byte) if byte in HIDDEN else byte): byte for byte in range(256)}
 CHARS = {byte: char for char, byte in BYTES.items()}
+LONG_WORD = 1000  # bytes
 STARTS = (b'<|endoftext|>', b'<|begin_of_text|>', b'<bos>', b'<s>', b'\n')  # of a text
 
 
@@ -36,29 +38,30 @@ class Tokenizer:
     """encode and decode for the tokenizer that the dict `spec` describes.
 
     vocab_size: the number of ids. token_bytes: the UTF-8 bytes of each id, a list of bytes; b''
-    for an id that no token has. text_lengths: the bytes of the text that each id stands for, an
-    array of floats: 0 for a special token, NaN for an unknown character. start: the id a text
-    without a prompt begins with.
+    for an id that no token has. special: the ids of tokens that stand for no text, by their names.
+    text_lengths: the bytes of the text that each id stands for, an array of floats: 0 for a special
+    token, NaN for an unknown character. start: the id a text without a prompt begins with.
     UserError for an unknown kind, or a library that is missing.
     """
 
     def __init__(self, spec):
         self.spec, self.kind = spec, spec['kind']
+        self.special, self.unknown = spec.get('special', {}), None
         if self.kind == 'char':
-            self.ids, self.token_bytes = char_tables(spec)
+            self.ids, self.token_bytes, self.unknown = char_tables(spec)
         elif self.kind == 'byte':
             self.token_bytes = [bytes([byte]) for byte in range(256)]
         elif self.kind == 'bpe':
             self.encoding, self.token_bytes = load_bpe(spec)
         elif self.kind == 'json':
-            self.encoder, self.token_bytes = load_json(spec)
+            self.encoder, self.token_bytes, self.special, self.unknown = load_json(spec)
         else:
             raise UserError(f'unknown kind of tokenizer: {self.kind!r}')
         self.vocab_size = len(self.token_bytes)
         self.text_lengths = np.array([len(token) for token in self.token_bytes], float)
-        self.text_lengths[special_ids(spec)] = 0
-        if spec.get('unknown'):
-            self.text_lengths[spec['chars'].index(spec['unknown'])] = np.nan
+        self.text_lengths[[*self.special.values()]] = 0
+        if self.unknown is not None:
+            self.text_lengths[self.unknown] = np.nan
         starts = [self.token_bytes.index(token) for token in STARTS if token in self.token_bytes]
         self.start = starts[0] if starts else 0
 
@@ -66,7 +69,7 @@ class Tokenizer:
         """The ids of a text, a numpy array of integers (N,); special tokens in it are plain text.
         UserError for a character that a character vocabulary lacks."""
         if self.kind == 'bpe':
-            return self.encoding.encode_to_numpy(text, disallowed_special=())
+            return encode_bpe(self.encoding, text)
         if self.kind == 'json':
             return np.array(self.encoder.encode(text, add_special_tokens=False).ids, np.int64)
         if self.kind == 'byte':
@@ -160,13 +163,15 @@ def tiktoken_spec(name):
 
 def train_bpe(texts, vocab_size):
     """The dict of a byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) learned from an
-    iterable of str; it has vocab_size ids or fewer, if they give no more."""
+    iterable of str; it has vocab_size ids or fewer, if they give no more. Words longer than
+    LONG_WORD are learned from in parts, for learning takes the square of their length."""
     tokenizers = import_library('tokenizers', 'to learn a vocabulary')
-    model = tokenizers.Tokenizer(tokenizers.models.BPE())
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model, before = tokenizers.Tokenizer(tokenizers.models.BPE()), tokenizers.pre_tokenizers
+    model.pre_tokenizer = before.Sequence([
+        before.ByteLevel(add_prefix_space=False), before.FixedLength(LONG_WORD)])
     model.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size - 1, show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+        initial_alphabet=before.ByteLevel.alphabet()))
     ranks = {bytes(BYTES[char] for char in token): i for token, i in model.get_vocab().items()}
     return bpe_spec(f'bpe:{vocab_size}', ranks, GPT2_PATTERN, {'<|endoftext|>': len(ranks)})
 
@@ -180,13 +185,14 @@ def code_points(text):
 
 
 def char_tables(spec):
-    """(ids, token_bytes) of a character vocabulary: the id of each code point, -1 for none, as an
-    array that ends with a code point above all; and the bytes of each id."""
+    """(ids, token_bytes, unknown) of a character vocabulary: the id of each code point, -1 for
+    none, as an array that ends with a code point above all; the bytes of each id; and the id of
+    unknown characters or None."""
     codes = code_points(spec['chars'])
-    unknown = spec['chars'].index(spec['unknown']) if 'unknown' in spec else -1
-    ids = np.full(codes.max(initial=0) + 2, unknown, np.int32)
+    unknown = spec['chars'].index(spec['unknown']) if 'unknown' in spec else None
+    ids = np.full(codes.max(initial=0) + 2, -1 if unknown is None else unknown, np.int32)
     ids[codes] = np.arange(len(codes))
-    return ids, [char.encode() for char in spec['chars']]
+    return ids, [char.encode() for char in spec['chars']], unknown
 
 
 def load_bpe(spec):
@@ -211,9 +217,22 @@ def check_ids(ids):
         raise ValueError(f'an id is {max(ids)}')
 
 
+def encode_bpe(encoding, text):
+    """The ids that tiktoken's encoder gives for a text. About a million spaces in a row are more
+    than its regular expressions have room for: a text with as many is encoded in pieces, and where
+    one ends within such a run, ids may differ from those of the run as a whole."""
+    try:
+        return encoding.encode_to_numpy(text, disallowed_special=())
+    except ValueError:
+        return np.concatenate([encoding.encode_to_numpy(piece, disallowed_special=())
+                               for piece in at_words([text])])
+
+
 def load_json(spec):
-    """(library, token_bytes): the Tokenizer of `tokenizers` for the dict, and the bytes of each
-    id; UserError for a text that is no tokenizer.json."""
+    """(library, token_bytes, special, unknown): the Tokenizer of `tokenizers` for the dict, the
+    bytes of each id, the ids of special tokens by their texts, and that of unknown characters or
+    None. These are the library's ids, from which those in a file may differ. UserError for a text
+    that is no tokenizer.json."""
     tokenizers = import_library('tokenizers', f'the tokenizer {spec["name"]}')
     try:
         library = tokenizers.Tokenizer.from_str(spec['json'])
@@ -223,16 +242,24 @@ def load_json(spec):
     library.encode_special_tokens = True  # as ordinary text
     library.no_truncation()
     library.no_padding()
-    return library, json_bytes(library, json.loads(spec['json']))
+    content, added = json.loads(spec['json']), library.get_added_tokens_decoder()
+    special = {token.content: i for i, token in added.items() if token.special}
+    unknown = content['model'].get('unk_id')
+    if unknown is None:
+        unknown = library.get_vocab().get(content['model'].get('unk_token'))
+    return library, json_bytes(library, content, added), special, unknown
 
 
-def json_bytes(library, content):
-    """The bytes that each id adds to a text, for a tokenizer.json with this content."""
+def json_bytes(library, content, added):
+    """The bytes that each id adds to a text, for a tokenizer.json with this content and the tokens
+    `added`, by their ids, which are found in a text before any others."""
     decoder, vocab = json.dumps(content.get('decoder')), library.get_vocab()
     check_ids(vocab.values())
     token_bytes = [b''] * (max(vocab.values(), default=-1) + 1)
     for token, i in vocab.items():
-        if '"ByteLevel"' in decoder and BYTES.keys() >= set(token):
+        if i in added:
+            token_bytes[i] = added[i].content.encode()
+        elif '"ByteLevel"' in decoder and BYTES.keys() >= set(token):
             token_bytes[i] = bytes(map(BYTES.get, token))
         elif '"ByteFallback"' in decoder and re.fullmatch('<0x[0-9A-F]{2}>', token):
             token_bytes[i] = bytes.fromhex(token[3:5])
@@ -240,12 +267,3 @@ def json_bytes(library, content):
             once, twice = (library.decode([i] * n, skip_special_tokens=False) for n in (1, 2))
             token_bytes[i] = twice[len(once):].encode()
     return token_bytes
-
-
-def special_ids(spec):
-    """The ids that stand for no text, such as that of <|endoftext|>."""
-    if spec['kind'] == 'bpe':
-        return list(spec['special'].values())
-    added = json.loads(spec['json']).get('added_tokens', []) if spec['kind'] == 'json' else []
-    return [token['id'] for token in added if token['special']]
-

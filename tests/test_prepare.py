@@ -371,15 +371,38 @@ def test_a_folder_with_the_files_of_another_program_is_left_alone(home):
 
 def test_a_vocabulary_is_learned_from_no_more_than_a_sample_spread_over_the_text(home, monkeypatch):
     monkeypatch.setattr(texts, 'PIECE', 50)
+    monkeypatch.setattr(prepare, 'BPE_PIECE', 50)
     monkeypatch.setattr(prepare, 'BPE_SAMPLE', 2000)
     with gzip.open(home / 'tiny.txt.gz', 'wb') as file:
         file.write(TEXT.encode())
     for name, spread in (('tiny.txt', True), ('tiny.txt.gz', False)):  # whose size is unknown
         options = prepare.read_options([f'--input={name}', '--name=some'])
         sample = ''.join(prepare.Source([home / name], options).sample())
-        assert 1800 <= len(sample) <= 2050 and ('\n297' in sample) == spread
+        assert 1700 <= len(sample) <= 2050 and ('29' in sample[-200:]) == spread
     monkeypatch.setattr(prepare, 'BPE_SAMPLE', 10 ** 6)
     assert ''.join(prepare.Source([home / 'tiny.txt'], options).sample()) == TEXT
+
+
+def test_a_vocabulary_is_learned_from_whole_words_wherever_pieces_are_read(home, monkeypatch):
+    monkeypatch.setattr(texts, 'PIECE', 7)
+    monkeypatch.setattr(prepare, 'BPE_PIECE', 50)
+    options = prepare.read_options(['--input=tiny.txt', '--name=some'])
+    pieces = list(prepare.Source([home / 'tiny.txt'], options).sample())
+    assert ''.join(pieces) == TEXT and len(pieces) > len(TEXT) / 50
+    words = [word for piece in pieces for word in piece.split()]
+    assert words == TEXT.split()
+
+
+def test_less_is_learned_from_where_words_do_not_repeat_and_that_is_said(home, monkeypatch, capsys):
+    monkeypatch.setattr(texts, 'PIECE', 1000)
+    monkeypatch.setattr(prepare, 'BPE_WORDS', 10_000)
+    for text, whole in ((os.urandom(50_000).hex(), False), ('many a word ' * 5000, True)):
+        (home / 'x.txt').write_text(text)
+        options = prepare.read_options(['--input=x.txt', '--name=some'])
+        sample = ''.join(prepare.Source([home / 'x.txt'], options).sample())
+        assert text.startswith(sample) and (len(sample) == len(text)) == whole
+        assert whole or 10_000 <= len(sample) <= 10_000 + prepare.BPE_PIECE
+        assert ('hardly repeat' in capsys.readouterr().out) != whole
 
 
 def test_the_paths_of_a_recipe_are_kept_relative_to_the_scripts(home):

@@ -7,6 +7,7 @@ In come GPT-2's weights and Llama-shaped ones, as a checkpoint for sample.py, to
 train.py --init_from; out goes a folder that transformers loads.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -32,8 +33,9 @@ from model import SHAPE, GPTConfig, check_weights
 from tools import hf_tokenizer, layouts
 
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
-HUB_FILES = ['config.json', 'tokenizer.json', 'tokenizer.model', INDEX, WEIGHTS,
-             'model-*.safetensors']
+HUB_FILES = ['config.json', 'tokenizer.json', 'vocab.json', 'merges.txt', 'tokenizer_config.json',
+             INDEX, WEIGHTS, 'model-*.safetensors']
+GPT2_CLASSES = (None, 'GPT2Tokenizer', 'GPT2TokenizerFast')  # in a tokenizer_config.json
 
 
 @dataclass
@@ -142,18 +144,31 @@ def read_json(path):
 
 
 def read_tokenizer(folder, name):
-    """The tokenizer's dict of a folder's tokenizer.json, or None without one."""
-    path = folder / 'tokenizer.json'
-    if not path.exists() and (folder / 'tokenizer.model').exists():
-        raise UserError(f'{folder}: a SentencePiece tokenizer (tokenizer.model) is not read, only '
-                        'a tokenizer.json; without this file the model comes without a tokenizer')
-    if not path.exists():
-        return None
+    """The tokenizer's dict of a folder's tokenizer.json, or vocab.json and merges.txt; None, which
+    is said, where neither can be read."""
+    path, settings = folder / 'tokenizer.json', folder / 'tokenizer_config.json'
+    if path.exists():
+        with in_format(path):
+            return hf_tokenizer.from_json(read_json(path), name)
+    if (folder / 'vocab.json').exists() and (folder / 'merges.txt').exists():
+        settings = read_json(settings) if settings.exists() else {}
+        if settings.get('tokenizer_class') in GPT2_CLASSES:  # others cut a text in other ways
+            with in_format(folder / 'vocab.json'):
+                return hf_tokenizer.from_merges(folder, name, settings)
+    print(f'{folder} has no tokenizer that can be read, a tokenizer.json or the vocab.json and '
+          'merges.txt of a GPT-2, so the model comes without one')
+
+
+@contextlib.contextmanager
+def in_format(path):
+    """A UserError for what goes wrong with the file of a tokenizer."""
     try:
-        return hf_tokenizer.from_json(read_json(path), name)
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # which is what the library raises
         raise UserError(f'{path} is not in the format of tokenizers: '
-                        f'{type(error).__name__}: {error}') from None
+                        f'{type(error).__name__}: {first_line(error)}') from None
 
 
 def read_tensors(paths):
@@ -207,18 +222,18 @@ def write_folder(dest, contents, tensors):
 
 def json_files(description, spec, shape):
     """The contents of the folder's JSON files by their names."""
-    tokenizer = hf_tokenizer.to_json(spec) if spec else {}
-    special = {token['content']: token['id'] for token in tokenizer.get('added_tokens') or []}
-    end = special.get('<|endoftext|>')
+    tokenizer = Tokenizer(spec) if spec else None
+    end = tokenizer and tokenizer.special.get('<|endoftext|>')
     ends = {'bos_token_id': end, 'eos_token_id': end}
-    never = list(range(Tokenizer(spec).vocab_size, shape.vocab_size)) if spec else []  # padding
+    never = list(range(tokenizer.vocab_size, shape.vocab_size)) if spec else []  # padding
     contents = {'config.json': description | ends,
                 'generation_config.json': ends | {'suppress_tokens': never or None}}
     if spec:
-        contents['tokenizer.json'] = tokenizer
+        contents['tokenizer.json'] = hf_tokenizer.to_json(spec)
         contents['tokenizer_config.json'] = {
             'tokenizer_class': 'PreTrainedTokenizerFast', 'model_max_length': shape.block_size,
-            'clean_up_tokenization_spaces': False}
+            'clean_up_tokenization_spaces': False,
+            'split_special_tokens': True}  # <|endoftext|> in a text is text
     if end is not None:
         contents['tokenizer_config.json'] |= dict.fromkeys(
             ('bos_token', 'eos_token'), '<|endoftext|>')

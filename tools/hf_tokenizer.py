@@ -1,4 +1,5 @@
-"""tokenizer.json, the format of Hugging Face's tokenizers, from and to the dicts of a Tokenizer.
+"""tokenizer.json, the format of Hugging Face's tokenizers, from and to the dicts of a Tokenizer;
+and GPT-2's vocab.json and merges.txt, from which there may be no tokenizer.json yet.
 
     {'kind': 'char', ...}   a WordLevel model that sees each character by itself
     {'kind': 'byte'}        a BPE model without merges
@@ -11,6 +12,7 @@ import json
 import math
 import re
 
+from folio.cli import import_library
 from folio.tokenizer import BYTES, CHARS, GPT2_PATTERN, bpe_spec, read_ranks
 
 GPT2_SHA256 = 'a57a62dc1129bcacabd1fdaf6bba1ecdb18d0c62b8bf410d55f50ce76a9a278c'  # see is_gpt2
@@ -98,6 +100,22 @@ def merge(token, ranks):
 
 # --- in ------------------------------------------------------------------------------------------
 
+def from_merges(folder, name, settings):
+    """The tokenizer's dict for a folder's vocab.json and merges.txt, of GPT-2's kind, and the dict
+    in its tokenizer_config.json.
+
+    Whatever exception `tokenizers` raises for files that are not in the format.
+    """
+    tokenizers = import_library('tokenizers', folder / 'vocab.json')
+    files = [str(folder / file) for file in ('vocab.json', 'merges.txt')]
+    library = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(*files))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=settings.get('add_prefix_space', False))
+    library.decoder, known = tokenizers.decoders.ByteLevel(), library.get_vocab()
+    library.add_special_tokens([token for token in GPT2_SPECIAL if token in known])
+    return from_json(json.loads(library.to_str()), name)
+
+
 def from_json(content, name):
     """The tokenizer's dict for the content of a tokenizer.json, a dict: of its plain kind if it is
     GPT-2's or one that to_json writes for characters or bytes, else a 'json' called `name`.
@@ -124,13 +142,16 @@ def mean_the_same(one, other):
 
 
 def is_gpt2(content):
-    """Whether a tokenizer.json is GPT-2's, as on the hub or as to_json writes it."""
-    added = {token['content']: token['id'] for token in content.get('added_tokens') or []}
+    """Whether a tokenizer.json is GPT-2's, as on the hub or as to_json writes it, but for what a
+    template adds to a text."""
+    added = content.get('added_tokens') or []
+    special = {token['content']: token['id'] for token in added if token.get('special')}
     model, before = content['model'], content.get('pre_tokenizer') or {}
     cuts = before == cut_by(GPT2_PATTERN) or (
         before.get('type') == 'ByteLevel' and before.get('use_regex', True)
         and not before['add_prefix_space'])
-    if added != GPT2_SPECIAL or not cuts or content.get('normalizer'):
+    changes = content.get('normalizer') or model.get('dropout')
+    if len(added) > 1 or special != GPT2_SPECIAL or not cuts or changes:
         return False
     merges = [pair if isinstance(pair, str) else ' '.join(pair) for pair in model['merges']]
     tables = json.dumps([sorted(model['vocab'].items()), merges])

@@ -2,16 +2,19 @@
 
 import bz2
 import gzip
+import itertools
 import json
 import lzma
 import os
 
 import pytest
+import regex  # which tiktoken needs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from folio import texts
 from folio.cli import UserError
+from folio.tokenizer import GPT2_PATTERN
 
 WRITERS = {'': open, '.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
 
@@ -196,19 +199,31 @@ def test_a_file_that_ends_within_a_character_is_refused(tmp_path):
         contents([tmp_path / 'cut'])
 
 
-@given(st.lists(st.text(alphabet='ab .\n', max_size=8)))
-def test_pieces_of_a_document_end_before_a_space_after_something_else(pieces):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, 'PIECE', 4)
-        cut = list(texts.at_words(pieces))
-    assert ''.join(cut) == ''.join(pieces)
-    for text, after in zip(cut, cut[1:], strict=False):
-        assert len(text) > 64 or (after[0] == ' ' and not text[-1].isspace())
+@given(st.lists(st.text(alphabet='ab .\n', max_size=30)), st.integers(4, 20))
+def test_pieces_of_a_document_end_between_words_or_are_full(parts, size):
+    text = ''.join(parts)
+    pieces = list(texts.at_words(parts, size))
+    assert ''.join(pieces) == text and list(texts.at_words([text], size)) == pieces
+    ends = {found.start() for found in texts.WORD_END.finditer(text)}
+    for end, piece in zip(itertools.accumulate(map(len, pieces[:-1])), pieces, strict=False):
+        assert size // 4 < len(piece) <= size and (end in ends or len(piece) == size)
 
 
-def test_a_text_without_spaces_is_not_held_as_a_whole(monkeypatch):
-    monkeypatch.setattr(texts, 'PIECE', 4)
-    assert max(map(len, texts.at_words(['word'] * 99))) <= 17 * texts.PIECE
+OTHER, UPPER, LOWER = r'[^\r\n\p{L}\p{N}]', r'[\p{Lu}\p{Lo}\p{M}]', r'[\p{Ll}\p{Lo}\p{M}]'
+PATTERNS = {  # how GPT-2's encoding and those after it cut a text into words
+    'gpt2': GPT2_PATTERN.replace('$', r'\Z'),
+    'cl100k': rf"'(?i:[sdmt]|ll|ve|re)|{OTHER}?+\p{{L}}++|\p{{N}}{{1,3}}+| ?[^\s\p{{L}}\p{{N}}]++"
+              r'[\r\n]*+|\s++\Z|\s*[\r\n]|\s+(?!\S)|\s',
+    'o200k': rf"{OTHER}?{UPPER}*{LOWER}+(?i:'s|'re)?|{OTHER}?{UPPER}+{LOWER}*(?i:'s|'re)?|"
+             r'\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+'}
+
+
+@pytest.mark.parametrize('name', PATTERNS)
+@given(st.text("aB1s'./_ \n\r\t\x1c\xa0\u3000世。½\u0301", max_size=20))
+def test_a_text_that_is_cut_where_a_word_ends_has_the_words_of_the_whole(name, text):
+    words = regex.compile(PATTERNS[name]).findall
+    for found in texts.WORD_END.finditer(text):
+        assert words(text[:found.start()]) + words(text[found.start():]) == words(text)
 
 
 @given(st.lists(st.text(max_size=8)))
@@ -229,12 +244,6 @@ def test_a_separator_stands_between_documents_of_one_split():
         assert ''.join(made) == expected
     made = [text for split, text in texts.separated(parts, True) if split == 'val']
     assert made == ['c\n', texts.SEPARATOR, 'g']
-
-
-@pytest.mark.parametrize('text, end', [
-    ('', 0), ('word', 0), ('a b', 1), ('a  ', 1), ('a \n b c', 5), ('   ', 0), (' a', 0)])
-def test_a_piece_ends_before_the_last_space_after_something_else(text, end):
-    assert texts.last_word_end(text) == end
 
 
 def test_lines_are_whole_wherever_blocks_end(tmp_path, monkeypatch):

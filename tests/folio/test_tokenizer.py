@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY
 from hypothesis import given, settings
@@ -67,6 +68,24 @@ def test_bpe_merges_by_rank_and_takes_special_tokens_in_a_text_as_text():
     assert tokenizer.encode('the').tolist() == [257]
     assert 259 not in tokenizer.encode('<|endoftext|>') and tokenizer.start == 259
     assert tokenizer.vocab_size == 260
+
+
+@pytest.mark.parametrize('pattern', [SPEC['pattern'], GPT2_PATTERN])
+@pytest.mark.parametrize('run', [' ', '\n', '\r\n', '\u3000', 'a'])
+def test_a_run_of_a_million_and_more_spaces_is_encoded(run, pattern):
+    tokenizer, run = Tokenizer(SPEC | {'pattern': pattern}), 1_100_000 * run
+    text = f'the {run}x the'
+    ids = tokenizer.encode(text).tolist()
+    assert tokenizer.decode(ids) == text
+    before, after = (tokenizer.encode(part).tolist() for part in ('the  ', 'x the'))
+    assert ids[:1] + ids[-len(after):] == before[:1] + after
+
+
+def test_a_run_of_spaces_that_tiktoken_has_room_for_is_encoded_as_a_whole():
+    spaces = '\n'.join(f'{base64.b64encode(b" " * n).decode()} {300 + n}' for n in (2, 4, 5))
+    tokenizer = Tokenizer(SPEC | {'ranks': f'{RANKS}\n{spaces}', 'pattern': GPT2_PATTERN})
+    text = 'x' + 900_001 * ' '
+    assert tokenizer.encode(text).tolist() == tokenizer.encoding.encode_ordinary(text)
 
 
 def test_an_id_that_no_token_has_stands_for_nothing():
@@ -166,6 +185,15 @@ def test_a_text_that_gives_no_more_ids_has_fewer():
     tokenizer = Tokenizer(train_bpe(['ab ab ab'], 1000))
     assert tokenizer.vocab_size == 259 and tokenizer.token_bytes[256:] == [
         b'ab', b' ab', b'<|endoftext|>']
+
+
+def test_only_words_longer_than_any_of_ordinary_text_are_learned_from_in_parts(monkeypatch):
+    texts = ['abcdefgh ' * 9, 'abcd' * 500, ' ' * 5000]
+    whole = Tokenizer(train_bpe(texts, 1000)).token_bytes[256:-1]
+    assert b'abcdefgh' in whole and max(map(len, whole)) == module.LONG_WORD
+    monkeypatch.setattr(module, 'LONG_WORD', 6)
+    parts = Tokenizer(train_bpe(texts, 1000)).token_bytes[256:-1]
+    assert b'abcdef' in parts and max(map(len, parts)) == 6
 
 
 def test_without_the_library_the_message_says_what_to_install(monkeypatch):
@@ -355,6 +383,62 @@ def test_a_text_that_is_no_tokenizer_json_is_one_line():
     with pytest.raises(UserError, match='tokenizer mine is not in the format of tok') as error:
         Tokenizer({'kind': 'json', 'name': 'mine', 'json': '{"model": 1}'})
     assert '\n' not in str(error.value)
+
+
+def odd(changed):
+    """A byte-level BPE whose bytes begin at id 7, with a gap after 100, a template that adds two
+    ids, tokens that are added and special, or not; and ids in the file that the library corrects if
+    `changed`."""
+    library = tokenizers.Tokenizer.from_str(json.dumps(CONTENTS['byte level']))
+    content = json.loads(library.to_str()) | {'normalizer': None, 'added_tokens': []}
+    vocab = {token: i + 6 + 20 * (i > 100) for token, i in content['model']['vocab'].items()
+             if not token.startswith('<|')}
+    library = tokenizers.Tokenizer.from_str(json.dumps(
+        content | {'model': content['model'] | {'vocab': vocab}}))
+    library.add_special_tokens(['<s>', '</s>'])
+    library.add_tokens(['<tool>', '   ', 'é', 'ß!'])
+    ends = [(token, library.token_to_id(token)) for token in ('<s>', '</s>')]
+    library.post_processor = processors.TemplateProcessing('<s> $A </s>', special_tokens=ends)
+    content = json.loads(library.to_str())
+    for token in content['added_tokens'] if changed else []:
+        token['id'] += 500
+    return library, Tokenizer({'kind': 'json', 'name': 'odd', 'json': json.dumps(content)})
+
+
+ODD = {changed: odd(changed) for changed in (False, True)}
+
+
+@pytest.mark.parametrize('changed', ODD)
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from(['the', ' ', '   ', 'é', '<tool>', '<s>', 'ß!', '世', 'Ġ', '\n'])))
+def test_odd_files_give_the_ids_of_the_library_without_what_a_template_adds(changed, parts):
+    library, ours = ODD[changed]
+    text, begin, end = ''.join(parts), *map(library.token_to_id, ('<s>', '</s>'))
+    library.encode_special_tokens = True
+    ids, decode = ours.encode(text).tolist(), ours.stream()
+    assert [begin, *ids, end] == library.encode(text).ids
+    assert ours.decode(ids) == library.decode(ids, skip_special_tokens=False)
+    assert ''.join(map(decode, ids)) == ours.decode(ids).rstrip('\ufffd')
+    assert ours.text_lengths[ids].sum() == len(text.encode())
+
+
+def test_an_odd_file_has_the_vocabulary_of_the_library():
+    for library, ours in ODD.values():
+        vocab = library.get_vocab()
+        assert ours.vocab_size == max(vocab.values()) + 1 > len(vocab) and min(vocab.values()) == 7
+        assert ours.token_bytes[0] == ours.token_bytes[115] == b''
+        assert ours.special == {token: vocab[token] for token in ('<s>', '</s>')}
+        assert ours.start == vocab['<s>'] and ours.text_lengths[ours.start] == 0
+        assert ours.token_bytes[vocab['é']] == 'é'.encode()
+        assert ours.decode([0, 115]) == library.decode([0, 115])
+
+
+def test_the_bytes_that_an_unknown_token_stands_for_are_not_known():
+    for name in ('unigram', 'bpe'):
+        unknown = LIBRARIES[name].token_to_id('<unk>')
+        assert np.isnan(OURS[name].text_lengths[unknown])
+        assert np.isnan(OURS[name].text_lengths).sum() == 1
+    assert not np.isnan(OURS['byte level'].text_lengths).any()
 
 
 # --- the same, differently told ------------------------------------------------------------------

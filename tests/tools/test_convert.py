@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 import threading
 import warnings
@@ -11,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY
+from conftest import REPOSITORY, TEXT, TINY
 
 import folio.options
 import prepare
@@ -19,9 +20,10 @@ import sample
 import train
 from folio.checkpoint import load
 from folio.cli import UserError
-from folio.tokenizer import Tokenizer
+from folio.tokenizer import Tokenizer, tiktoken_spec, train_bpe
 from model import GPT, SHAPE, from_checkpoint
 from tools import convert, evaluate, layouts
+from tools.hf_tokenizer import to_json
 
 safetensors = pytest.importorskip('safetensors.torch')
 with warnings.catch_warnings():
@@ -228,6 +230,70 @@ def test_without_a_tokenizer_the_model_comes_in_and_sampling_says_so(tmp_path, m
         sample.main(['--out_dir=ours'])
 
 
+def save_merges(folder, spec, settings=None):
+    """GPT-2's two files, as older folders have them, in place of a tokenizer.json."""
+    model = to_json(spec)['model']
+    (folder / 'vocab.json').write_text(json.dumps(model['vocab']), encoding='utf-8')
+    merges = '\n'.join(['#version: 0.2', *model['merges'], ''])
+    (folder / 'merges.txt').write_text(merges, encoding='utf-8')
+    (folder / 'tokenizer_config.json').write_text(json.dumps(settings or {}))
+
+
+def test_a_tokenizer_in_vocab_json_and_merges_txt_comes_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = Tokenizer(train_bpe([TEXT, 'Grüße, it\'s  世界\n'] * 2, 400))
+    save_theirs('gpt2', vocab_size=400)
+    save_merges(tmp_path / 'theirs', tokenizer.spec, {'tokenizer_class': 'GPT2Tokenizer'})
+    convert.main(['--from=theirs', '--out_dir=ours'])
+    ours = Tokenizer(load('ours')['tokenizer'])
+    theirs = transformers.GPT2Tokenizer.from_pretrained('theirs')
+    for text in (TEXT, "it's  <a> 世 \n\n 12", ''):
+        assert (ours.encode(text).tolist() == theirs(text)['input_ids']
+                == tokenizer.encode(text).tolist())
+    assert ours.start == tokenizer.start
+
+
+@pytest.mark.skipif('TIKTOKEN_CACHE_DIR' not in os.environ, reason='needs TIKTOKEN_CACHE_DIR')
+def test_gpt2_s_vocab_json_and_merges_txt_are_gpt2(tmp_path):
+    save_merges(tmp_path, tiktoken_spec('gpt2'))
+    assert convert.read_tokenizer(tmp_path, 'x') == tiktoken_spec('gpt2')
+
+
+@pytest.mark.parametrize('present', [
+    [], ['tokenizer.model'], ['vocab.json', 'tokenizer_config.json'],
+    ['vocab.json', 'merges.txt', 'tokenizer_config.json']])
+def test_a_folder_without_a_tokenizer_that_can_be_read_is_said(tmp_path, capsys, present):
+    save_merges(tmp_path, {'kind': 'byte'}, {'tokenizer_class': 'Qwen2Tokenizer'})
+    (tmp_path / 'tokenizer.model').write_bytes(b'')
+    for path in tmp_path.iterdir():
+        if path.name not in present:
+            path.unlink()
+    assert convert.read_tokenizer(tmp_path, 'x') is None
+    printed = capsys.readouterr().out
+    assert printed.count('\n') == 1 and 'has no tokenizer that can be read' in printed
+
+
+def test_a_broken_merges_txt_is_one_line(tmp_path):
+    save_merges(tmp_path, {'kind': 'byte'})
+    (tmp_path / 'merges.txt').write_text('#version: 0.2\nno such tokens\n')
+    with pytest.raises(UserError, match='vocab.json is not in the format of tokenizers') as error:
+        convert.read_tokenizer(tmp_path, 'x')
+    assert '\n' not in str(error.value)
+
+
+def test_training_on_from_a_model_without_a_tokenizer_is_a_warning(home, capsys):
+    save_theirs('llama')
+    convert.main(['--from=theirs', '--out_dir=ours'])
+    options, (*_, meta) = train.TrainConfig(dataset='tiny'), prepare.open_corpus('tiny')
+    capsys.readouterr()
+    for state in (None, {'tokenizer': meta['tokenizer']}):
+        train.fit_to_data(options, state, meta)
+    assert capsys.readouterr().out == ''
+    train.fit_to_data(options, load('ours'), meta)
+    printed = capsys.readouterr().out
+    assert "can't be checked whether the tokens of tiny (40 different characters) are its own" in printed
+
+
 # --- the hub -------------------------------------------------------------------------------------
 
 class Hub(BaseHTTPRequestHandler):
@@ -379,7 +445,7 @@ def test_a_description_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, mo
     ('model.safetensors', b'no', 'no whole .safetensors'),
     ('config.json', b'{"model_type": [1]}', r'architecture \[1\] are not read'),
     ('tokenizer.json', b'{"model": 1}', 'not in the format'),
-    ('tokenizer.model', b'', 'SentencePiece tokenizer .tokenizer.model. is not read')])
+    ('tokenizer.json', b'{"model": {}}', 'tokenizer.json is not in the format of tokenizers')])
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, file, content, message):
     monkeypatch.chdir(tmp_path)
     save_theirs('gpt2')
@@ -498,6 +564,19 @@ def test_the_exported_tokenizer_gives_the_same_ids_and_texts(tmp_path, monkeypat
     ids = theirs(text)['input_ids']
     assert ids == ours.encode(text).tolist() and theirs.decode(ids) == text
     assert theirs.model_max_length == 256
+
+
+def test_the_end_of_a_text_in_a_text_is_text_on_both_sides(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec, text = train_bpe([TEXT], 300), 'one<|endoftext|>two <|endoftext|>'
+    save_ours({'vocab_size': 300}, spec)
+    export()
+    theirs, ours = transformers.AutoTokenizer.from_pretrained('theirs'), Tokenizer(spec)
+    ids = theirs(text)['input_ids']
+    assert ids == ours.encode(text).tolist() and ours.start not in ids
+    assert theirs.decode(ids) == text == ours.decode(ids)
+    assert theirs.eos_token_id == ours.start == transformers.GenerationConfig.from_pretrained(
+        'theirs').eos_token_id
 
 
 def test_a_tokenizer_of_another_kind_comes_in_and_goes_out_as_it_is(tmp_path, monkeypatch):

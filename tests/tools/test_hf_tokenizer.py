@@ -14,7 +14,7 @@ from folio.tokenizer import GPT2_PATTERN, Tokenizer, bpe_spec, tiktoken_spec, tr
 from tools import convert, hf_tokenizer
 
 tokenizers = pytest.importorskip('tokenizers')
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
 
 TEXT = [(REPOSITORY / name).read_text(encoding='utf-8').replace('<|endoftext|>', '')
         for name in ('README.md', 'model.py')]
@@ -233,6 +233,14 @@ def test_gpt2_from_tokenizer_json_is_gpt2_from_tiktoken():
 
 
 @NEEDS_GPT2
+def test_gpt2_with_a_template_is_gpt2():
+    theirs = written(tiktoken_spec('gpt2'))
+    theirs.post_processor = processors.TemplateProcessing(
+        '<|endoftext|> $A', special_tokens=[('<|endoftext|>', 50256)])
+    assert read(theirs) == tiktoken_spec('gpt2')
+
+
+@NEEDS_GPT2
 def test_what_is_like_gpt2_but_cuts_or_merges_otherwise_is_a_json():
     content = hf_tokenizer.to_json(tiktoken_spec('gpt2'))
     hub = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True}
@@ -240,9 +248,12 @@ def test_what_is_like_gpt2_but_cuts_or_merges_otherwise_is_a_json():
     as_pairs = content | {'pre_tokenizer': hub, 'model': content['model'] | {'merges': pairs}}
     assert hf_tokenizer.from_json(as_pairs, 'mine')['kind'] == 'bpe'
     fewer = {'model': content['model'] | {'merges': pairs[:-1]}}
-    more = {'added_tokens': [*content['added_tokens'], {'content': 'x', 'id': 50257}]}
+    end, = content['added_tokens']
+    more = {'added_tokens': [end, end | {'content': 'x', 'id': 50257}]}
+    plain = {'added_tokens': [end | {'special': False}]}
+    random = {'model': content['model'] | {'dropout': 0.1}}
     for changes in ({'pre_tokenizer': hub | {'add_prefix_space': True}}, {'pre_tokenizer': None},
-                    {'pre_tokenizer': hub | {'use_regex': False}}, fewer, more,
+                    {'pre_tokenizer': hub | {'use_regex': False}}, fewer, more, plain, random,
                     {'normalizer': {'type': 'NFC'}}):
         assert hf_tokenizer.from_json(content | changes, 'mine')['kind'] == 'json'
 
