@@ -97,12 +97,12 @@ def files_in(folder):
     links = sum(path.is_symlink() and path.is_dir() for path in folder.rglob('*'))
     if links:
         print(f'left out of {folder}: {links} links to folders; name those too')
-    foreign = [path for path in paths if reason_against(path)]
+    foreign = set(filter(reason_against, paths))
     if foreign:
-        kinds = Counter(path.suffix.lower() or path.name for path in foreign)
+        kinds = Counter(path.suffix.lower() or path.name for path in sorted(foreign))
         print(f'left out of {folder}, for they are no UTF-8 text (--input=FILE says what one is): '
               f'{", ".join(f"{count} {kind}" for kind, count in kinds.most_common())}')
-    return [path for path in paths if path not in set(foreign)]
+    return [path for path in paths if path not in foreign]
 
 
 def ending_of(path):
