@@ -127,8 +127,8 @@ def cleaned(folder):
     except OSError as error:
         raise UserError(f'{folder} could not be written: {error}') from None
     finally:
-        for path in [*folder.glob('*.tmp'), folder / 'stdin.jsonl']:
-            path.unlink(missing_ok=True)
+        for path in folder.glob('*.tmp'):
+            path.unlink()
         if not existed and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -161,7 +161,7 @@ def raw_files(options, folder):
         with open(piped, 'wb') as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         if texts.looks_like_json(piped):
-            piped = piped.rename(folder / 'stdin.jsonl')
+            raise UserError('the standard input is JSON: put it into a file that ends in .jsonl')
     if options.input:
         paths = texts.input_files([piped if path == '-' else path for path in options.input])
         return [path for path in paths if path.resolve() != folder.resolve() / 'meta.json']
@@ -251,8 +251,10 @@ class Source:
 
     def sample(self):
         """Pieces of text, spread over the files: BPE_SAMPLE characters at most, and fewer of a text
-        whose words hardly repeat."""
-        size, taken, words, seen = sum(path.stat().st_size for path in self.paths), 0, 0, set()
+        with very many different words."""
+        taken, words, seen = 0, 0, set()
+        on_disk = sum(path.stat().st_size for path in self.paths)
+        size = texts.plain_size(self.paths) or 4 * on_disk  # about, where it is compressed
         step = max(1, -(-size // BPE_SAMPLE))
         if step > 1:
             print(f'learning the vocabulary from {BPE_SAMPLE / 1e6:.0f} million characters of it')
@@ -261,11 +263,14 @@ class Source:
             if taken >= BPE_SAMPLE:
                 return
             if words >= BPE_WORDS:
-                print(f'its words hardly repeat: learning the vocabulary from {taken:,} characters')
+                print(f'learning the vocabulary from {taken:,} characters: there is no memory set '
+                      'aside for more different words')
                 return
             yield text
             taken += len(text)
-            words += bytes_of_new_words(text, seen)
+            new = set(re.findall(r'\w+|[^\w\s]+', text)) - seen
+            seen |= new
+            words += len(''.join(new).encode())
 
     def parts(self):
         """(split, pieces of text) of each document; UserError for a text too short to split."""
@@ -277,15 +282,6 @@ class Source:
         if not 0 < cut < characters:
             raise UserError(f'{self.options.name}: {characters} characters are too few to split')
         return split_by_position(self.documents(), cut)
-
-
-def bytes_of_new_words(text, seen):
-    """How many bytes the words of a text take that are not in the set `seen`, each counted once;
-    they are put into the set, unless it is large already."""
-    new = set(re.findall(r'\w+|[^\w\s]+', text)) - seen
-    if len(seen) < 1 << 17:
-        seen |= new
-    return len(''.join(new).encode())
 
 
 def validation_hashes(fingerprints, fraction):
@@ -569,7 +565,8 @@ def load_meta(path):
         limit = {'uint16': 1 << 16, 'uint32': 1 << 24}[meta['dtype']]
         numbers = [meta['vocab_size'], *meta['tokens'].values()]
         sound = ({type(number) for number in numbers} == {int} and 1 <= numbers[0] <= limit
-                 and isinstance(meta['tokenizer'], dict | None))
+                 and isinstance(meta['tokenizer'], dict | None)
+                 and isinstance(meta.get('recipe'), dict | None))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         sound = False
     if not sound:

@@ -7,7 +7,6 @@
 from folio import cli  # first of all, for then an interrupt while torch is loaded is quiet
 
 # isort: split
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from folio import checkpoint, texts
 from folio.cli import UserError
 from folio.machine import choose_device, choose_dtype, out_of_memory
-from folio.options import InPath, Text, parse
+from folio.options import InPath, Text, find, parse
 from folio.speed import fastest_format
 from folio.tokenizer import Tokenizer
 from model import from_checkpoint
@@ -122,7 +121,7 @@ def read_prompt(options):
         if start == '-':
             return text_of(sys.stdin.buffer)
         if start.startswith('FILE:'):
-            with open(os.path.expanduser(start[5:]), 'rb') as file:
+            with open(find(start[5:]), 'rb') as file:
                 return text_of(file)
         start = unescape(start) if options.escape else start
         return start.encode(errors='surrogateescape').decode()

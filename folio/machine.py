@@ -28,15 +28,16 @@ class Machine:
     world: int = 1
 
     def choose(self, options, given, rows, size):
-        """Take device, dtype and compile of the options, the same on all processes; returns the
-        options with what they came to. given: the names of those that the user typed; others that
-        do not work here are chosen anew. rows, size: of the matrix products."""
+        """Take device, dtype and compile of the options; returns the options with what they came
+        to. A CPU is asked by rank 0 for all. given: the names of those options that the user typed;
+        others that do not work here are chosen anew. rows, size: of the matrix products."""
         if getattr(options, 'deterministic', False):
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA asks for
             torch.use_deterministic_algorithms(True)
         self.device = self.together(choose_device, options.device)
-        asked = self.rank == 0 and self.device.type == 'cpu' and options.dtype != 'float32'
-        fastest = self.gather(fastest_format(rows, size) if asked else None)[0]
+        asked = self.device.type == 'cpu' and options.dtype != 'float32' and (
+            options.dtype != 'bfloat16' or 'dtype' in given)
+        fastest = self.gather(fastest_format(rows, size) if asked and self.rank == 0 else None)[0]
         self.dtype = self.together(choose_dtype, options.dtype, self.device, fastest,
                                    'dtype' in given)
         chosen = {'dtype': str(self.dtype).removeprefix('torch.')}
@@ -214,25 +215,25 @@ def choose_device(name):
 
 def choose_dtype(name, device, fastest, required=True):
     """The torch.dtype of the option `dtype`. 'auto' is bfloat16 where a GPU has it, and on a CPU
-    `fastest`. UserError for one that does not work, or 'auto' unless it is required."""
+    `fastest`. One that does not work is a UserError, or if not `required` replaced by 'auto'."""
     if name == 'float16' and device.type == 'cpu':
         if required:
             raise UserError('dtype=float16 does not work on a CPU; take bfloat16 or float32')
         print(f'dtype=float16 does not work on a CPU; {fastest} is taken')
         name = 'auto'
     if name == 'bfloat16' and fastest == 'float32' and required:
-        print('bfloat16 is slower than float32 on this CPU')
+        print('this CPU is not faster with bfloat16 than with float32')
     if name != 'auto':
         return getattr(torch, name)
     if device.type == 'cuda':
         modern = torch.cuda.get_device_capability(device) >= (8, 0)  # older ones emulate bfloat16
         return torch.bfloat16 if modern else torch.float16
-    return getattr(torch, fastest) if device.type == 'cpu' else torch.float32
+    return getattr(torch, fastest or 'float32')
 
 
 def choose_compile(option, device, required=True):
-    """Whether to compile; 'auto': on CUDA, where it works. True is a UserError where it doesn't, if
-    it is required."""
+    """Whether to compile; 'auto': on CUDA, where it works. True where it doesn't work is a
+    UserError, or if not `required` no."""
     if not option or option == 'auto' and device.type != 'cuda':
         return False
     try:

@@ -31,7 +31,7 @@ from folio.cli import UserError, short
 
 ROOT = Path(__file__).resolve().parent.parent  # data/, config/ and out/ stand here
 Text = NewType('Text', str)  # which may be empty
-DataName = NewType('DataName', str)  # of a data set; data/NAME and NAME/ are the same
+DataName = NewType('DataName', str)  # of a data set; data/NAME, data/NAME.py, NAME/ are the same
 InPath = NewType('InPath', str)  # of what is only read or gone on with
 OutPath = NewType('OutPath', str)  # of what is made
 ELSEWHERE = {  # what options are called in other programs, nanoGPT among them
@@ -283,7 +283,8 @@ def as_text(value, kind, typed):
     if kind is not Text and not value:
         raise ValueError
     if kind is DataName:
-        return os.path.normpath(value).removeprefix(f'data{os.sep}')
+        folder, name = os.path.split(os.path.normpath(value))
+        return name.removesuffix('.py') if folder == 'data' else os.path.join(folder, name)
     if kind in (InPath, OutPath) and not typed and value != '-':
         return str(ROOT / os.path.expanduser(value))
     return value

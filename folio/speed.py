@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import time
+import zlib
 from pathlib import Path
 
 import torch
@@ -20,8 +21,10 @@ import torch.nn.functional as F
 
 FORMATS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 MARGIN = 1.2  # how many times faster bfloat16 has to be
-SECONDS = 0.1  # for the timing, and until each format had 3 turns
-MOST = 2 ** 25  # numbers in the weights, and in what a product puts out
+SECONDS = 0.1  # that the timing takes, if not a single turn of each takes longer
+WIDEST = 1024  # beyond which products are alike
+LARGEST = 2 ** 28  # multiplications in a product
+WEIGHTS = 2 ** 25  # numbers in the weights that are read in a turn, too many for a CPU's caches
 
 
 def fastest_format(rows, size, layers=0):
@@ -29,10 +32,10 @@ def fastest_format(rows, size, layers=0):
     size) and (size, 4 size): those of training, or, where layers are given, those of sampling,
     which reads the weights of all layers for a few rows."""
     kind = f'sample, {layers} layers' if layers else 'train'
-    question = (f'{cpu()}; {torch.get_num_threads()} threads, torch {torch.__version__}; {kind}, '
-                f'{rows} x {size}')
+    question = (f'{kind_of_cpu()}; {torch.get_num_threads()} threads, torch {torch.__version__}; '
+                f'{kind}, {rows} x {size}')
     answers = read_answers()
-    if answers.get(question) not in FORMATS:
+    if answers.get(question) not in list(FORMATS):
         seconds = time_formats(rows, size, layers)
         fast = seconds['float32'] > MARGIN * seconds['bfloat16']
         answers[question] = 'bfloat16' if fast else 'float32'
@@ -44,21 +47,22 @@ def time_formats(rows, size, layers):
     """The least seconds that the products took in each format, a dict; they are timed in turns."""
     seconds = dict.fromkeys(FORMATS, math.inf)
     work = {name: make_products(rows, size, layers, dtype) for name, dtype in FORMATS.items()}
-    turns, end = 0, time.perf_counter() + SECONDS
-    while turns < 3 or time.perf_counter() < end:
-        for name in FORMATS:
+    for multiply in work.values():
+        multiply()  # the first time takes longer
+    end = time.perf_counter() + SECONDS
+    while math.inf in seconds.values() or time.perf_counter() < end:
+        for name, multiply in work.items():
             begin = time.perf_counter()
-            work[name]()
+            multiply()
             seconds[name] = min(seconds[name], time.perf_counter() - begin)
-        turns += 1
     return seconds
 
 
 def make_products(rows, size, layers, dtype):
-    """A function that makes the products once; those of a large model are made fewer."""
-    size = min(size, 4096)  # beyond which products are alike
-    rows = max(1, min(rows, MOST // (8 * size)))
-    matrices = max(1, min(3 * layers, MOST // (4 * size * size)))
+    """A function that makes the products once, of a large model not all."""
+    size = min(size, WIDEST)
+    rows = min(rows, LARGEST // (4 * size * size))
+    matrices = max(1, min(3 * layers, WEIGHTS // (4 * size * size)))
     weights = [torch.full((4 * size, size), 0.01, dtype=dtype) for _ in range(matrices)]
     x, y = (torch.full((rows, width), 0.01, dtype=dtype) for width in (size, 4 * size))
 
@@ -71,19 +75,21 @@ def make_products(rows, size, layers, dtype):
     return multiply
 
 
-def cpu():
-    """What tells this kind of CPU from others."""
-    lines = []
+def kind_of_cpu():
+    """What tells this kind of CPU from others: its name, and a checksum of what it can do."""
+    name, can_do = f'{platform.machine()} {platform.processor()}', ''
     with contextlib.suppress(OSError):  # Linux alone has it
         text = Path('/proc/cpuinfo').read_text(encoding='utf-8').split('\n\n')[0]
-        lines = re.findall(r'(?:cpu family|model|model name|stepping)\s*: (.*)', text)
-    return ' '.join(lines) or f'{platform.machine()} {platform.processor()}'
+        lines = [line for line in text.splitlines() if 'MHz' not in line and 'mips' not in line]
+        name = ' '.join(re.findall(r'model name\s*: (.*)', text)) or name
+        can_do = f' {zlib.crc32(str(lines).encode()):08x}'
+    return name + can_do
 
 
 # --- what is kept --------------------------------------------------------------------------------
 
 def cache_folder():
-    """Where answers and compiled code are kept; XDG_CACHE_HOME may name another place."""
+    """Where answers are kept, ~/.cache/folio; XDG_CACHE_HOME may name another place."""
     return Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'folio')
 
 

@@ -100,7 +100,7 @@ def files_in(folder):
     foreign = set(filter(reason_against, paths))
     if foreign:
         kinds = Counter(path.suffix.lower() or path.name for path in sorted(foreign))
-        print(f'left out of {folder}, for they are no UTF-8 text (--input=FILE says what one is): '
+        print(f'left out of {folder}, for they are no plain text (--input=FILE says what one is): '
               f'{", ".join(f"{count} {kind}" for kind, count in kinds.most_common())}')
     return [path for path in paths if path not in foreign]
 
@@ -120,9 +120,11 @@ def compression_of(path):
 def reason_against(path):
     """What a file looks like that is not read as a text, and what to do about it; or None."""
     ending = ending_of(path)
-    if ending in READERS or ending in ENDINGS:
+    if ending in ENDINGS or ending in READERS and ending != '.json':
         return ENDINGS.get(ending)
     head = next(read_blocks(path, 1 << 12), b'')
+    if ending == '.json' and re.match(rb'\s*(\[|\{\s*\n)', head):
+        return 'JSON that is not in lines: jq -c ".[]" makes lines of an array'
     for first_bytes, reason in FIRST_BYTES.items():
         if head.startswith(first_bytes):
             return reason

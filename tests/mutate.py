@@ -148,8 +148,9 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
     ],
     'folio/speed.py': [
         ('MARGIN * seconds', 'seconds'),
-        ("if answers.get(question) not in FORMATS:", 'if True:'),
-        ("    size = min(size, 4096)  # beyond which products are alike\n", ''),
+        ("if answers.get(question) not in list(FORMATS):", 'if True:'),
+        ("    size = min(size, WIDEST)\n", ''),
+        ("    rows = min(rows, LARGEST // (4 * size * size))\n", ''),
     ],
     'folio/options.py': [
         ('value is not None and not COMPARISONS', 'value is not None and COMPARISONS'),
@@ -157,7 +158,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ("or may_be(fields[key], bool):", 'or False:'),
         ("alone = not words or words[0].startswith('--')", 'alone = not words'),
         ("return max(begins, *ratios), ratios[0]", 'return max(ratios), ratios[0]'),
-        ("removeprefix(f'data{os.sep}')", "strip()"),
+        ("name.removesuffix('.py') if folder", "name if folder"),
         ('if kind in (InPath, OutPath) and not typed', 'if kind in (InPath, OutPath)'),
         ('if type(value) is kind:', 'if isinstance(value, kind):'),
         ("key.startswith('_') or ", ''),

@@ -201,3 +201,10 @@ def test_an_evaluation_that_a_signal_to_torchrun_ends_is_made_later(prepared, ch
     assert one == other
     assert [record['step'] for record in one if 'val_loss' in record] == [10, 20, 30]
     assert differences(checkout / 'patient', checkout / 'owing') in ([], ['log.jsonl'])
+
+
+def test_all_processes_take_the_format_that_rank_0_finds_fast(prepared, checkout):
+    options = [option for option in TINY if not option.startswith('--dtype')]
+    finish(prepared(*torchrun(2), 'train.py', *options, '--max_steps=2', '--out_dir=format'))
+    dtype = checkpoint.load(checkout / 'format')['config']['dtype']
+    assert dtype in ('float32', 'bfloat16')  # the processes compare what they train with

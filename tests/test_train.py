@@ -987,6 +987,6 @@ def test_a_run_of_no_steps_has_its_untrained_weights(home, capsys):
 
 
 def test_a_data_set_may_be_named_by_its_folder(home):
-    for name in ('data/tiny', 'tiny/', './tiny'):
+    for name in ('data/tiny', 'tiny/', './tiny', 'data/tiny.py'):
         train.main([*TINY[1:], f'--dataset={name}', '--max_steps=1', '--out_dir=x', '--resume'])
         assert checkpoint.load('x')['config']['dataset'] == 'tiny'

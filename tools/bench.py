@@ -104,7 +104,7 @@ def compare_steps(size, options, device, dtype):
     names += ['nanoGPT'] if options.against else []
     shape = SIZES[size]
     tokens = shape['batch_size'] * shape['block_size']
-    seconds, memory = take_turns(names, size, options)
+    seconds, memory = take_turns(names, size, options, dtype)
     rate = matrix_rate(tokens, shape['n_embd'], device, dtype)
     work = flops_per_token(shape)
     print(f'\n### {size}: {shape["batch_size"]} x {shape["block_size"]} tokens a step, {dtype}; '
@@ -117,7 +117,7 @@ def compare_steps(size, options, device, dtype):
               f'{work * tokens / seconds[name] / rate:.0%} | {memory[name] / 1e9:.2f} | {ratio} |')
 
 
-def take_turns(names, size, options):
+def take_turns(names, size, options, dtype):
     """({name: median seconds a step}, {name: peak bytes}) of the contenders."""
     times, memory = defaultdict(list), {}
     with contextlib.ExitStack() as stack, progress_bar(
@@ -125,7 +125,7 @@ def take_turns(names, size, options):
         pools = {name: stack.enter_context(ProcessPoolExecutor(1, get_context('spawn')))
                  for name in names}
         for name in names * (options.rounds + 1):
-            step = pools[name].submit(take_step, name, size, options.device, options.dtype,
+            step = pools[name].submit(take_step, name, size, options.device, dtype,
                                       options.against)
             try:
                 seconds, memory[name] = step.result()
@@ -139,7 +139,7 @@ def take_turns(names, size, options):
 def take_step(name, size, device, dtype, against):
     """(seconds, peak bytes) of a step, in the contender's process; options as in BenchConfig."""
     device = choose_device(device)
-    step = make_step(name, size, device, format_of(size, dtype, device), against)
+    step = make_step(name, size, device, dtype, against)
     start = time.perf_counter()
     step()
     if device.type == 'cuda':

@@ -93,9 +93,9 @@ def evaluate(options, given):
     with open_machine(options) as machine:
         options, state, model = machine.together(read_checkpoint, options, given)
         options = machine.choose(options, given, ROWS, model.config.n_embd)
-        tokenizer = machine.together(open_tokenizer, options, state, model)
         print(f'{options.out_dir} (step {state.get("step", 0):,}), '
               f'{count_parameters(model):,} parameters; {machine}')
+        tokenizer = machine.together(open_tokenizer, options, state, model)
         model = model.to(machine.device)
         begin = time.perf_counter()
         if options.task:
@@ -169,7 +169,8 @@ def evaluate_split(options, model, tokenizer, machine):
     name = options.dataset
     if name is None:
         raise UserError(f'{options.out_dir} was not trained here; name a data set, --dataset=NAME')
-    train_tokens, val_tokens, meta = open_corpus(name, tokenizer and tokenizer.spec)
+    train_tokens, val_tokens, meta = machine.together(
+        open_corpus, name, tokenizer and tokenizer.spec)
     check_vocabulary(name, meta, tokenizer and tokenizer.spec, model.config.vocab_size)
     tokens = val_tokens if options.split == 'val' else train_tokens
     if len(tokens) < 2:
@@ -179,7 +180,7 @@ def evaluate_split(options, model, tokenizer, machine):
 
 def evaluate_file(options, model, tokenizer, machine):
     """The numbers of a text file, a dict; with per_line also those of its lines."""
-    text = read_text(options.file)
+    text = machine.together(read_text, options.file)
     tokens = TextTokens(tokenizer.encode(text))
     if len(tokens) < 2:
         raise UserError(f'{options.file} is too short: it has {len(tokens)} tokens, and the first '
@@ -247,7 +248,7 @@ def draw_runs(logs, path):
         print('the curves: pip install matplotlib')
         return
     for i, (name, records) in enumerate(logs.items()):
-        label = ' ' + cli.one_line(name).replace('$', r'\$')  # which is no formula and not hidden
+        label = ' ' + cli.one_line(name).replace('$', r'\$')  # $ makes formulas, a first _ hides
         best = journal.draw_losses(axes, records, f'C{i}', None, f'C{i}', label)
         axes.plot(best['tokens'], best['val_loss'], '*', color=f'C{i}', markersize=10)
     try:

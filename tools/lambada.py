@@ -23,7 +23,7 @@ def lambada(model, tokenizer, path, context, machine):
     if not path:  # rank 0 fetches the recipe's, if it is not there
         path = (machine.on_rank_0(recipe_files, 'lambada') or recipe_files('lambada'))[0]
     context = context or model.config.block_size
-    whole = list(read_passages(path, tokenizer, context))
+    whole = machine.together(list, read_passages(path, tokenizer, context))
     passages = [(ids[-context - 1:], count) for ids, count in whole]
     cut = sum(len(ids) > context + 1 for ids, _ in whole)
     if cut:

@@ -26,7 +26,7 @@ def test_a_question_is_asked_once_and_its_answer_kept(asked, monkeypatch):
     for more in ((65, 32), (64, 33), (64, 32, 2)):
         speed.fastest_format(*more)
     assert len(asked) == 4
-    monkeypatch.setattr(speed, 'cpu', lambda: 'another')
+    monkeypatch.setattr(speed, 'kind_of_cpu', lambda: 'another')
     speed.fastest_format(64, 32)
     assert len(asked) == 5
 
@@ -48,10 +48,11 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_is_no_obstacle(asked, tmp_
     assert speed.fastest_format(64, 32) == 'bfloat16' and len(asked) == 1
 
 
-def test_an_answer_that_is_no_format_is_asked_again(asked, tmp_path):
+@pytest.mark.parametrize('answer', ['"float8"', '["bfloat16"]', 'null'])
+def test_an_answer_that_is_no_format_is_asked_again(asked, tmp_path, answer):
     speed.fastest_format(64, 32)
     path = tmp_path / 'folio' / 'formats.json'
-    path.write_text(path.read_text().replace('bfloat16', 'float8'))
+    path.write_text(path.read_text().replace('"bfloat16"', answer))
     assert speed.fastest_format(64, 32) == 'bfloat16' and len(asked) == 2
 
 
@@ -59,7 +60,13 @@ def test_an_answer_that_is_no_format_is_asked_again(asked, tmp_path):
                                       (10 ** 9, 10 ** 9, 0)])
 def test_both_formats_are_timed_at_any_size(monkeypatch, question):
     monkeypatch.setattr(speed, 'SECONDS', 0)
-    monkeypatch.setattr(speed, 'MOST', 2 ** 16)
+    multiplied, linear = [], speed.F.linear
+
+    def count(x, weight):
+        multiplied.append(x.numel() * len(weight))
+        return linear(x[:1], weight)
+    monkeypatch.setattr(speed.F, 'linear', count)
     seconds = speed.time_formats(*question)
     assert seconds.keys() == speed.FORMATS.keys()
     assert all(0 < value < math.inf for value in seconds.values())
+    assert 0 < max(multiplied) <= speed.LARGEST

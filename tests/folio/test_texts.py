@@ -59,8 +59,9 @@ def test_a_kind_is_known_by_its_ending_in_any_case_of_letters(tmp_path, name):
     ('a', None, 'gzip data'), ('a.txt', 'text'.encode('utf-16'), 'iconv -f UTF-16'),
     ('a.txt.gz', gzip.compress(b'a\0', mtime=0), 'binary'),
     ('a.txt', b'Gr\xfc\xdfe', 'iconv -f LATIN1'),
-    ('a.json', b'[{"text": "one"}]', 'line 1: it is no object; .* makes lines of an array'),
-    ('a.json', b'{\n"text": "one"}', 'line 1: Expecting .*; each line has to be an object'),
+    ('a.json', b'[{"text": "one"}]', 'JSON that is not in lines: .* makes lines of an array'),
+    ('a.JSON', b'{\n"text": "one"}', 'JSON that is not in lines'),
+    ('a.jsonl', b'["one"]', 'line 1: it is no object; each line has to be an object'),
     ('a.jsonl', b'{"text": 7}', 'no text is called text'),
     ('a.jsonl', b'[' * 10 ** 5, 'line 1: .*; each line')])
 def test_what_is_no_text_is_refused_with_what_to_do(tmp_path, name, content, message):
@@ -72,10 +73,11 @@ def test_what_is_no_text_is_refused_with_what_to_do(tmp_path, name, content, mes
 def test_what_is_no_text_is_left_out_of_a_folder_and_counted(home, capsys):
     (home / 'notes').mkdir()
     for name, content in (('a.txt', b'A'), ('b.PNG', b'\x89PNG'), ('c.png', b'\x89PNG'),
-                          ('d.docx', b''), ('e.jsonl', b'{"text": "E"}'), ('f', b'%PDF')):
+                          ('d.docx', b''), ('e.jsonl', b'{"text": "E"}'), ('f', b'%PDF'),
+                          ('package.json', b'{\n  "name": "x"\n}')):
         (home / 'notes' / name).write_bytes(content)
     assert contents(texts.input_files(['notes'])) == ['A', 'E']
-    assert ': 2 .png, 1 .docx, 1 f\n' in capsys.readouterr().out
+    assert ': 2 .png, 1 .docx, 1 f, 1 .json\n' in capsys.readouterr().out
     with pytest.raises(UserError, match='b.PNG looks like a picture'):
         contents(texts.input_files(['notes/*']))
 
