@@ -475,10 +475,15 @@ def validate(model, tokens, machine, limit=None, token_bytes=None, signals=None)
     return nats / predicted, nats / math.log(2) / n_bytes if n_bytes > 0 else None
 
 
-def validation_batches(predicted, block_size, vocab_size):
-    """[(starts, length)] of the windows that one pass takes together; 2^27 float32 logits take half
+def sequences_at_once(length, vocab_size):
+    """How many windows of `length` one pass takes without a gradient: 2^27 float32 logits take half
     a gigabyte. The same wherever a model is evaluated, so that products are rounded alike."""
-    size = max(1, min(2 ** 13, 2 ** 27 // vocab_size) // block_size)
+    return max(1, min(2 ** 13, 2 ** 27 // vocab_size) // length)
+
+
+def validation_batches(predicted, block_size, vocab_size):
+    """[(starts, length)] of the windows that one pass takes together."""
+    size = sequences_at_once(block_size, vocab_size)
     whole = np.arange(predicted // block_size) * block_size
     batches = [(whole[i:i + size], block_size) for i in range(0, len(whole), size)]
     rest = predicted % block_size

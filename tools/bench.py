@@ -87,7 +87,6 @@ def main(argv):
         compare_steps(size, options, device, format_of(size, options.dtype, device))
     if options.text_mb:
         compare_texts(options.text_mb)
-        time_batches()
 
 
 def format_of(size, dtype, device):
@@ -306,24 +305,6 @@ def compare_texts(megabytes, rounds=3):
     for name in seconds:
         rate = megabytes / statistics.median(seconds[name])
         print(f'| {name} | {rate:.1f} | {memory[name] / 1e6:.0f} |')
-
-
-def time_batches(tokens=10 ** 10, size=16, length=1024, rounds=100):
-    """Print how long it takes to open a corpus of so many tokens and to draw its batches."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, times = Path(folder, 'train.bin'), []
-        with open(path, 'wb') as file:
-            file.truncate(2 * tokens)  # which takes no room on most disks
-        start = time.perf_counter()
-        corpus = prepare.Tokens([path], np.uint16, 1)
-        opened = time.perf_counter() - start
-        for first in range(0, size * rounds, size):
-            start = time.perf_counter()
-            index = np.arange(first, first + size)
-            corpus.windows(train.window_starts(index, len(corpus), length, seed=1), length + 1)
-            times.append(time.perf_counter() - start)
-    print(f'\n{tokens:,} tokens: {1000 * opened:.1f} ms to open, '
-          f'{1000 * statistics.median(times):.2f} ms for a batch of {size} x {length}')
 
 
 if __name__ == '__main__':

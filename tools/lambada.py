@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from folio.cli import UserError, progress_bar
 from prepare import recipe_files
-from tools.measure import perplexity, read_text, score, sequences_at_once
+from tools.measure import perplexity, read_text, score
+from train import sequences_at_once
 
 
 def lambada(model, tokenizer, path, context, machine):

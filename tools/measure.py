@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from folio import options, texts
 from folio.cli import UserError, progress_bar
+from train import sequences_at_once
 
 
 class TextTokens:
@@ -44,12 +45,6 @@ def read_text(path):
 
 
 # --- windows -------------------------------------------------------------------------------------
-
-def sequences_at_once(length, vocab_size):
-    """How many windows of `length` one pass takes. The same wherever a model is evaluated, so that
-    the same products are rounded in the same way; 2^27 float32 logits take half a gigabyte."""
-    return max(1, min(2 ** 13, 2 ** 27 // vocab_size) // length)
-
 
 def eval_windows(last, context, stride):
     """(start, length, new) of the windows over `last` predictions: the `new` at the end of each are
