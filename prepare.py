@@ -253,15 +253,6 @@ class Source:
         return split_by_position(self.documents(), cut)
 
 
-def bytes_of_new_words(text, seen):
-    """How many bytes the words of a text take that are not in the set `seen`, each counted once;
-    they are put into the set, unless it is large already."""
-    new = set(re.findall(r'\w+|[^\w\s]+', text)) - seen
-    if len(seen) < 1 << 17:
-        seen |= new
-    return len(''.join(new).encode())
-
-
 def without_copies(held):
     """The documents without exact copies of earlier ones, which might end up in the other split."""
     if len(held) < 2:
@@ -298,6 +289,15 @@ def halve(documents, cut):
             if text[cut:]:
                 yield number, 'val', text[cut:]
             cut = max(cut - len(text), 0)
+
+
+def bytes_of_new_words(text, seen):
+    """How many bytes the words of a text take that are not in the set `seen`, each counted once;
+    they are put into the set, unless it is large already."""
+    new = set(re.findall(r'\w+|[^\w\s]+', text)) - seen
+    if len(seen) < 1 << 17:
+        seen |= new
+    return len(''.join(new).encode())
 
 
 # --- token files, written ------------------------------------------------------------------------

@@ -23,9 +23,9 @@ from folio import options
 from folio.cli import UserError, import_library
 
 PIECE = 1 << 18  # bytes of a text that are read at once
+WORD_END = re.compile(r'(?<=\S) |(?<=\S\n)(?=[^\W_])')  # or a line's, see at_words
 OPENERS = {'.gz': 'gzip', '.bz2': 'bz2', '.xz': 'lzma'}  # modules, imported where they are needed
 COMPRESSED = (*OPENERS, '.zst')
-WORD_END = re.compile(r'(?<=\S) |(?<=\S\n)(?=[^\W_])')  # or a line's, see at_words
 SEPARATOR = ''  # stands for what separates two documents of a split
 
 
