@@ -26,10 +26,10 @@ from folio import options
 from folio.cli import UserError, import_library
 
 PIECE = 1 << 18  # bytes of a text that are read at once
+WORD_END = re.compile(r'(?<=\S) |(?<=\S\n)(?=[^\W_])')  # or a line's, see at_words
 OPENERS = {'.gz': 'gzip', '.bz2': 'bz2', '.xz': 'lzma'}  # modules, imported where they are needed
 COMPRESSED = (*OPENERS, '.zst')
 CRLF, EMPTY = 'line ends \\r\\n', 'documents without a text'  # what is counted
-WORD_END = re.compile(r'(?<=\S) |(?<=\S\n)(?=[^\W_])')  # or a line's, see at_words
 SEPARATOR = ''  # stands for what separates two documents of a split
 UNPACK, EXPORT = 'an archive: unpack it', 'a document with a layout: export it as plain text'
 TABLE = 'a table: turn it into JSON lines, such as {"text": "..."}, in a .jsonl file'

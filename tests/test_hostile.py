@@ -622,13 +622,18 @@ def test_no_dict_of_a_tokenizer_breaks_it(count):
     json_spec(pre_tokenizer={'type': 'FixedLength', 'length': 0}),
     json_spec(decoder={'type': 'Strip', 'content': 'a', 'start': 10 ** 6, 'stop': 10 ** 6}),
     json_spec(normalizer={'type': 'Precompiled', 'precompiled_charsmap': ''}),
-    json_spec(added_tokens=[{'id': 10 ** 6, 'content': '', 'special': True, 'single_word': False,
-                             'lstrip': False, 'rstrip': False, 'normalized': False}]),
 ], ids=lambda spec: spec['kind'])
 def test_an_odd_tokenizer_is_one_line(spec):
     survives(use_tokenizer, spec)
     if 'x*' not in spec.get('pattern', '') and 'a|a' not in spec.get('pattern', ''):
         refused(use_tokenizer, spec)
+
+
+def test_the_ids_in_a_file_are_not_believed_where_the_library_gives_others():
+    plainly = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
+    added = [{'id': 10 ** 6, 'content': content, 'special': True, **plainly}
+             for content in ('', 'x')]
+    use_tokenizer(json_spec(added_tokens=added))
 
 
 # --- other people's models -----------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Text into token files, those files read again, and what is wrong with a text."""
 
+import base64
 import bz2
 import gzip
 import io
@@ -398,6 +399,21 @@ def test_less_is_learned_from_where_words_do_not_repeat_and_that_is_said(home, m
         assert text.startswith(sample) and (len(sample) == len(text)) == whole
         assert whole or 10_000 <= len(sample) <= 10_000 + prepare.BPE_PIECE
         assert ('learning the vocabulary from' in capsys.readouterr().out) != whole
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='only Linux has it')
+@pytest.mark.parametrize('tokenizer', ['char', 'byte', 'gpt2', 'bpe:512'])
+def test_forty_megabytes_without_a_space_take_less_than_300_mb(checkout, tokenizer):
+    if tokenizer == 'gpt2' and 'TIKTOKEN_CACHE_DIR' not in os.environ:
+        pytest.skip('needs TIKTOKEN_CACHE_DIR')
+    (checkout / 'long.txt').write_bytes(base64.b64encode(os.urandom(30_000_000)))
+    code = ('import sys, pathlib, prepare; prepare.main(sys.argv[1:]); '
+            'print(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])')
+    printed = subprocess.run(
+        [sys.executable, '-c', code, '--input=long.txt', '--name=long', f'--tokenizer={tokenizer}'],
+        cwd=checkout, check=True, capture_output=True, text=True).stdout
+    assert int(printed.split()[-1]) < 300_000  # kB
 
 
 def test_the_paths_of_a_recipe_are_kept_relative_to_the_scripts(home):
