@@ -77,7 +77,7 @@ def read_options(argv):
     recipes = [word for option, word in words if option is None]
     options.name = options.name or (Path(recipes[-1]).stem if recipes else None)
     if not options.name:
-        raise UserError('name the data set, --name=NAME, or a recipe, data/NAME.py')
+        raise UserError('what to prepare? A recipe, data/NAME.py, or --input=FILE --name=NAME')
     if not re.fullmatch(NAME, options.name):
         raise UserError(f'--name={options.name}: a name has letters, digits, _, . and - only')
     if bool(options.input) == bool(options.url):

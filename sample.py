@@ -126,7 +126,8 @@ def read_prompt(options):
         start = unescape(start) if options.escape else start
         return start.encode(errors='surrogateescape').decode()
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no name of a file
-        raise UserError(f'--start={start!r:.80}: {error}') from None
+        reason = getattr(error, 'strerror', None) or error  # without the path
+        raise UserError(f'--start={start!r:.80}: {reason}') from None
 
 
 def text_of(file):
@@ -134,7 +135,7 @@ def text_of(file):
     data = file.read(LONGEST + 1)
     if len(data) > LONGEST:
         raise ValueError(f'a prompt has {LONGEST:,} bytes at most')
-    text, replaced = texts.plain(data.decode())
+    text, replaced = texts.plain(data)
     if replaced:
         print(f'the prompt: {replaced:,} \\r\\n became \\n', file=sys.stderr)
     return text

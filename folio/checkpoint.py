@@ -130,17 +130,17 @@ def load(path):
     """The dict in a file, or in a folder's best.pt, or else its ckpt.pt; tensors are on the CPU.
     UserError for a file that is missing, cut or no checkpoint."""
     path = find(path)
-    if path.is_dir():
-        return load_first([path / name for name in ('best.pt', *RESUMABLE)])
-    return load_first([path])
+    paths = [path / name for name in ('best.pt', *RESUMABLE)] if path.is_dir() else [path]
+    if not any(path.is_file() for path in paths):
+        runs = sorted({file.parent.name for file in (folio.options.ROOT / 'out').glob('*/*.pt')})
+        raise UserError(f'{short(path)}: there is no such checkpoint; in out/ there are: '
+                        f'{", ".join(runs) or "none, for train.py makes them"}')
+    return load_first(paths)
 
 
 def load_first(paths):
     """The dict in the first of the files that is there and whole; that one isn't is said."""
     there = [path for path in paths if path.is_file()]
-    if not there:
-        raise UserError(f'{paths[-1]}: there is no such checkpoint; train.py and tools/convert.py '
-                        'make them')
     for path, following in itertools.pairwise(there):
         try:
             return read(path)

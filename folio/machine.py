@@ -207,7 +207,9 @@ def choose_device(name):
             raise RuntimeError(f'there are {torch.cuda.device_count()} GPUs')
         torch.zeros(1, device=device).item()  # which `meta` can't give
     except (RuntimeError, AssertionError, ValueError) as error:  # ValueError: no UTF-8
-        raise UserError(f'device={name} does not work here: {first_line(error):.200}') from None
+        known = 'Expected one of' not in str(error)  # dozens of names that nobody has
+        reason = f'{first_line(error):.200}' if known else 'it is not cpu, cuda, cuda:1, ... or mps'
+        raise UserError(f'device={name} does not work here: {reason}') from None
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     return device

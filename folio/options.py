@@ -142,6 +142,8 @@ def assignments(words, fields, bare, folder):
             for name, value in run_file(text, fields, folder).items():
                 yield f'{text}: {name}', name, value, False
         elif bare and not mistyped_option(text, fields):
+            if sum(key is None for key, _ in words) > 1:
+                raise UserError(f'{text}: {bare} is named twice; a text with spaces needs quotes')
             yield f'--{bare}', bare, value_of(bare, text, fields), True
         else:
             raise UserError(f'{text}: neither an option nor a file that ends in .py'
@@ -167,6 +169,8 @@ def did_you_mean(word, fields, folder):
 
 def likely(word, quoted, fields, folder):
     """The model, text, configuration or data set that a bare word may name, as one names it."""
+    if 'resume' in fields and (find(word) / 'ckpt.pt').exists():
+        return f'--out_dir={quoted} --resume=True'
     readable = word == '-' or find(word).exists() or glob.glob(word)
     if 'from' in fields:
         return f'--from={quoted}'
@@ -254,7 +258,7 @@ def as_type(value, kind, typed):
         return members[[str(member) for member in members].index(str(value))]
     if get_origin(kind) is list:
         if isinstance(value, str):
-            value = filter(None, value.split(',') if typed else [value])
+            value = filter(None, map(str.strip, value.split(',')) if typed else [value])
         return [as_type(item, members[0], typed) for item in value]
     if members:
         return as_union(value, members, typed)
@@ -313,8 +317,8 @@ def describe(kind):
         return f'{describe(get_args(kind)[0])}, separated by commas'
     if get_args(kind):
         return ' or '.join(map(describe, get_args(kind)))
-    names = {NoneType: 'None', Text: 'str', DataName: 'str', InPath: 'a path', OutPath: 'a path'}
-    return names.get(kind, kind.__name__)
+    names = {NoneType: 'None', bool: 'True or False', int: 'a whole number', float: 'a number'}
+    return names.get(kind, 'a path' if kind in (InPath, OutPath) else 'a text')
 
 
 # --- help ----------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +96,14 @@ def files_in(folder):
     links = sum(path.is_symlink() and path.is_dir() for path in folder.rglob('*'))
     if links:
         print(f'left out of {folder}: {links} links to folders; name those too')
-    foreign = set(filter(reason_against, paths))
+    foreign = [path for path in paths if reason_against(path)]
     if foreign:
-        kinds = Counter(path.suffix.lower() or path.name for path in sorted(foreign))
-        print(f'left out of {folder}, for they are no plain text (--input=FILE says what one is): '
-              f'{", ".join(f"{count} {kind}" for kind, count in kinds.most_common())}')
-    return [path for path in paths if path not in foreign]
+        names = [str(path.relative_to(folder)) for path in foreign[:9]]
+        more = ', ...' if len(foreign) > len(names) else ''
+        print(f'left out of {folder}: {len(foreign)} files that are not read as text (--input=FILE '
+              f'says why): {", ".join(names)}{more}')
+    left_out = set(foreign)
+    return [path for path in paths if path not in left_out]
 
 
 def ending_of(path):
@@ -250,7 +251,7 @@ def read_plain(path, crlf, counts):
     except UnicodeDecodeError as error:
         place = read - len(error.object) + error.start  # its object ends where reading does
         raise UserError(f'{path} is not UTF-8 text: byte {place:,} is broken; text in an older '
-                        f'encoding: iconv -f LATIN1 -t UTF-8 {path.name} > NEW') from None
+                        f'encoding: iconv -f LATIN1 -t UTF-8 {path} > NEW') from None
     counts[path, CRLF] = found
 
 
@@ -297,10 +298,13 @@ READERS = {'.jsonl': read_json_lines, '.ndjson': read_json_lines, '.json': read_
            '.parquet': read_parquet}  # by ending; all else is plain text
 
 
-def plain(text):
-    """(the text as a plain file's is read, how often): without a byte order mark, and with a
-    newline for each \\r\\n."""
-    text = text.removeprefix('\ufeff')
+def plain(data):
+    """(text, how often) of the bytes of a plain file: without a byte order mark, and with a newline
+    for each \\r\\n. ValueError for what is not UTF-8."""
+    try:
+        text = data.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'it is not UTF-8 text: byte {error.start:,} is broken') from None
     return text.replace('\r\n', '\n'), text.count('\r\n')
 
 

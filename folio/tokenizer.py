@@ -78,7 +78,8 @@ class Tokenizer:
         if ids.min(initial=0) < 0:
             place = int(ids.argmin())
             raise UserError(f'the vocabulary has no character {text[place]!r} '
-                            f'(U+{ord(text[place]):04X}, at position {place} of the text)')
+                            f'(U+{ord(text[place]):04X}, at position {place} of the text); leave '
+                            'it out, or prepare the data with --tokenizer=byte')
         return ids
 
     def decode(self, ids):

@@ -187,7 +187,7 @@ def test_rare_characters_become_one_unknown_and_their_share_is_said(home, capsys
     (['--input=binary', '--name=x'], 'binary is not UTF-8 text: byte 3'),
     (['--input=empty', '--name=x'], '0 characters are too few'),
     (['--input=tiny.txt', '--name=a/b'], 'a name has'),
-    (['--input=tiny.txt'], 'name the data set'),
+    (['--input=tiny.txt'], 'what to prepare'),
     (['--name=x'], 'either input or url'),
     (['--input=tiny.txt', '--url=http://x/y', '--name=x'], 'either input or url'),
     (['--input=tiny.txt', '--name=x', '--val_fraction=1.5'], 'val_fraction'),
@@ -258,7 +258,7 @@ def test_the_next_command_is_the_last_line(home, capsys):
 
 def test_a_data_set_has_the_name_of_its_recipe_and_not_of_a_text(home):
     (home / 'code.py').write_text(TEXT)
-    with pytest.raises(UserError, match='name the data set'):
+    with pytest.raises(UserError, match='what to prepare'):
         prepare.main(['--input', 'code.py'])
     with pytest.raises(UserError, match=r'tiny.txt: .*; did you mean --input=tiny.txt\?'):
         prepare.main(['tiny.txt', '--name=book'])

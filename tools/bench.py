@@ -56,7 +56,7 @@ SIZES = {
              'batch_size': 4},
 }
 OURS = {'eager': {}, 'compiled': {'compile': True},
-        'muon': {'optimizer': 'muon'}, 'compiled, muon': {'optimizer': 'muon', 'compile': True}}
+        'muon': {'optimizer': 'muon'}, 'compiled muon': {'optimizer': 'muon', 'compile': True}}
 
 
 @dataclass

@@ -35,8 +35,8 @@ class TextTokens:
 def read_text(path):
     """The text of a plain file; UserError if it can't be read."""
     try:
-        text, replaced = texts.plain(options.find(path).read_bytes().decode())
-    except (OSError, UnicodeDecodeError) as error:
+        text, replaced = texts.plain(options.find(path).read_bytes())
+    except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error  # without the path
         raise UserError(f'{path}: {reason}') from None
     if replaced:

@@ -55,13 +55,14 @@ def test_a_value_gets_the_type_of_its_option(argument, name, value):
 
 @pytest.mark.parametrize('argument, message', [
     ('--cuont=3', 'is it count'), ('--xyzzy=3', '--help'), ('--max_iters=9', 'max_steps'),
-    ('--count=True', "must be int, not 'True'"), ('--count=1.5', 'must be int'),
-    ('--count', '--count needs a value: --count=VALUE'), ('--count=1e999', 'must be int'),
+    ('--count=True', "must be a whole number, not 'True'"), ('--count=1.5', 'a whole number'),
+    ('--count', '--count needs a value: --count=VALUE'), ('--count=1e999', 'a whole number'),
     ('--start', '--start needs a value'), ('--input', '--input needs a value'),
     ('--share=', '--share needs a value'), ('--path=', '--path needs a value'),
     ('--made=', '--made needs a value'), ('--fast=', '--fast needs a value'),
-    ('--fast=1', 'must be bool'), ('--kind=moun', "'gelu' or 'relu2'"),
-    ('--limit=x', 'int or None'), ('--count=exit()', 'must be int'), ('nowhere.py', 'no such file'),
+    ('--fast=1', 'must be True or False'), ('--kind=moun', "'gelu' or 'relu2'"),
+    ('--limit=x', 'a whole number or None'), ('--count=exit()', 'a whole number'),
+    ('nowhere.py', 'no such file'),
 ])
 def test_a_wrong_option_is_named_in_one_line(argument, message):
     with pytest.raises(UserError, match='.*') as error:
@@ -184,7 +185,7 @@ input, made = np.array(["a", "b"]), pathlib.Path("/out/a")
         float, int, bool, str, str]
     for wrong in ('np.float64(1.5)', 'np.array([1, 2])', 'np.float64("nan")', 'np.bool_(True)'):
         file.write_text(f'import numpy as np\ncount = {wrong}\n')
-        with pytest.raises(UserError, match='some.py: count must be int'):
+        with pytest.raises(UserError, match='some.py: count must be a whole number'):
             parse(Options, [str(file)])
 
 
@@ -215,8 +216,8 @@ def test_arguments_are_read_from_left_to_right(tmp_path):
 
 
 @pytest.mark.parametrize('source, message', [
-    ('count = 1\ncounts = 2\n', 'counts'), ('count = True\n', 'must be int'),
-    ('count = "3"', 'must be int'), ('count = (\n', 'line 1: SyntaxError'),
+    ('count = 1\ncounts = 2\n', 'counts'), ('count = True\n', 'must be a whole number'),
+    ('count = "3"', 'must be a whole number'), ('count = (\n', 'line 1: SyntaxError'),
     ('count = 1\nshare = 1 / 0\n', 'line 2: ZeroDivisionError'),
 ])
 def test_a_wrong_configuration_file_is_named_with_the_place(tmp_path, source, message):
@@ -237,7 +238,7 @@ def test_help_shows_every_option_with_default_and_comment(capsys):
 
 @pytest.mark.parametrize('argument, message', [
     ('--part=-0.1', 'part must be >= 0 and < 1, not -0.1'), ('--part=1', 'not 1.0'),
-    ('--part=nan', 'must be float or None')])
+    ('--part=nan', 'must be a number or None')])
 def test_a_number_out_of_bounds_is_refused_with_its_bounds(argument, message):
     with pytest.raises(UserError, match=message):
         parse(Options, [argument])
