@@ -18,6 +18,7 @@ So a checkpoint needs nothing but itself to be sampled. For example:
 
 import base64
 import codecs
+import functools
 import json
 import re
 
@@ -222,11 +223,11 @@ def encode_bpe(encoding, text):
     """The ids that tiktoken's encoder gives for a text. About a million spaces in a row are more
     than its regular expressions have room for: a text with as many is encoded in pieces, and where
     one ends within such a run, ids may differ from those of the run as a whole."""
+    encode = functools.partial(encoding.encode_to_numpy, disallowed_special=())
     try:
-        return encoding.encode_to_numpy(text, disallowed_special=())
+        return encode(text)
     except ValueError:
-        return np.concatenate([encoding.encode_to_numpy(piece, disallowed_special=())
-                               for piece in at_words([text])])
+        return np.concatenate(list(map(encode, at_words([text]))))
 
 
 def load_json(spec):

@@ -392,7 +392,8 @@ def test_a_vocabulary_is_learned_from_whole_words_wherever_pieces_are_read(home,
 def test_less_is_learned_from_where_words_do_not_repeat_and_that_is_said(home, monkeypatch, capsys):
     monkeypatch.setattr(texts, 'PIECE', 1000)
     monkeypatch.setattr(prepare, 'BPE_WORDS', 10_000)
-    for text, whole in ((os.urandom(50_000).hex(), False), ('many a word ' * 5000, True)):
+    numbers = ' '.join(map(str, range(1000)))
+    for text, whole in ((os.urandom(50_000).hex(), False), (numbers * 50, True)):
         (home / 'x.txt').write_text(text)
         options = prepare.read_options(['--input=x.txt', '--name=some'])
         sample = ''.join(prepare.Source([home / 'x.txt'], options).sample())

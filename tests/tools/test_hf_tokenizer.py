@@ -218,6 +218,22 @@ def test_a_file_that_differs_from_what_was_written_stays_as_it_is(spec, changes)
     assert back['kind'] == 'json' and json.loads(back['json']) == content
 
 
+# --- two files -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('special, settings', [
+    ({'<|endoftext|>': 257}, {}), ({}, {'add_prefix_space': True})])
+def test_vocab_json_and_merges_txt_have_the_ids_and_special_tokens_that_they_name(
+        tmp_path, special, settings):
+    spec = spec_of({token: i for i, token in enumerate([*BYTES, b'ab'])}) | {'special': special}
+    model = hf_tokenizer.to_json(spec)['model']
+    (tmp_path / 'vocab.json').write_text(json.dumps(model['vocab']), encoding='utf-8')
+    (tmp_path / 'merges.txt').write_text('#version: 0.2\na b\n', encoding='utf-8')
+    back, ours = Tokenizer(hf_tokenizer.from_merges(tmp_path, 'x', settings)), Tokenizer(spec)
+    assert back.special == special and back.vocab_size == ours.vocab_size
+    text, space = 'ab <|endoftext|>', ' ' if settings else ''
+    assert back.encode(text).tolist() == ours.encode(space + text).tolist()
+
+
 # --- GPT-2 ---------------------------------------------------------------------------------------
 
 @NEEDS_GPT2
