@@ -31,7 +31,7 @@ import numpy as np
 
 import folio.options
 from folio import texts
-from folio.cli import UserError, launched, locked, progress_bar, run, short
+from folio.cli import UserError, import_library, launched, locked, progress_bar, run, short
 from folio.options import InPath, command
 from folio.tokenizer import Tokenizer, code_points, name_of, tiktoken_spec, train_bpe
 
@@ -112,6 +112,8 @@ def known_spec(name):
     size = re.fullmatch(r'bpe:(\d{1,9})', name)
     if size and not 257 <= int(size[1]) <= 1 << 24:
         raise UserError(f'{name}: from 257 ids, for the bytes and <|endoftext|>, to 16,777,216')
+    if size:
+        import_library('tokenizers', 'to learn a vocabulary')  # before anything is fetched
     if size or name == 'char':
         return None
     return {'kind': 'byte'} if name == 'byte' else tiktoken_spec(name)
@@ -240,7 +242,7 @@ class Source:
         """The dict of a tokenizer of the characters, or of the max_vocab commonest, which then have
         UNKNOWN among them."""
         counts, limit = self.character_counts.copy(), self.options.max_vocab
-        if self.fingerprints:  # several documents, which a newline has to separate
+        if len(set(self.fingerprints)) > 1:  # documents, which a newline has to separate
             counts[ord('\n')] = counts.max() + 1
         codes = np.flatnonzero(counts)
         if limit is None or len(codes) <= limit:

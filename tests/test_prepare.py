@@ -144,6 +144,9 @@ def test_a_recipe_whose_library_is_missing_fetches_nothing(home, monkeypatch):
     monkeypatch.setattr('folio.download.fetch_files', lambda *arguments: pytest.fail('it fetched'))
     with pytest.raises(UserError, match='pip install pyarrow'):
         prepare.main(['--url=http://localhost/x.PARQUET?download=true', '--name=some'])
+    monkeypatch.setitem(sys.modules, 'tokenizers', None)
+    with pytest.raises(UserError, match='pip install tokenizers'):
+        prepare.main(['--url=http://localhost/x.txt', '--name=some', '--tokenizer=bpe:300'])
 
 
 def test_the_name_of_a_raw_file_is_the_end_of_its_url_without_a_query(home, monkeypatch):
