@@ -307,3 +307,8 @@ def test_a_recipe_in_place_of_a_configuration_is_said(home):
     (home / 'x.py').write_text("input = 'tiny.txt'\ntokenizer = 'byte'\n")
     with pytest.raises(UserError, match='x.py: input: no such option; a recipe .* --dataset=NAME'):
         parse(TrainConfig, ['x.py'])
+
+
+@pytest.mark.parametrize('typed', ['tiny', 'data/tiny', 'data/tiny.py', 'tiny/', './tiny'])
+def test_a_data_set_is_named_by_its_name_its_folder_or_its_recipe(typed):
+    assert parse(TrainConfig, [f'--dataset={typed}'])[0].dataset == 'tiny'

@@ -466,3 +466,11 @@ def test_the_same_vocabulary_as_a_json_is_the_same_tokenizer():
 def test_the_example_of_the_docstring_holds():
     import doctest
     assert doctest.testmod(module).failed == 0
+
+
+def test_a_token_that_is_not_written_in_visible_bytes_has_the_bytes_of_its_text():
+    step = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}
+    model = {'type': 'BPE', 'vocab': {'世': 0, 'Ġ': 1}, 'merges': []}
+    content = {'version': '1.0', 'model': model, 'pre_tokenizer': step, 'decoder': step}
+    tokenizer = Tokenizer({'kind': 'json', 'name': 'x', 'json': json.dumps(content)})
+    assert tokenizer.token_bytes == ['世'.encode(), b' ']
