@@ -36,6 +36,7 @@ from folio.options import InPath, command
 from folio.tokenizer import Tokenizer, code_points, name_of, tiktoken_spec, train_bpe
 
 SPLITS = ('train', 'val')
+UNFINISHED = ('train.bin.tmp', 'val.bin.tmp', 'meta.json.tmp', 'stdin.tmp')
 NAME = r'\w[\w.-]*'  # of a data set
 WHOLE_DOCUMENTS_FROM = 100  # documents, from which on each goes to one split as a whole
 LARGE = 10_000  # documents, from which on validation's share of the text is left to chance
@@ -129,8 +130,8 @@ def cleaned(folder):
     except OSError as error:
         raise UserError(f'{folder} could not be written: {error}') from None
     finally:
-        for path in folder.glob('*.tmp'):
-            path.unlink()
+        for name in UNFINISHED:  # and no other file, which would be the user's
+            (folder / name).unlink(missing_ok=True)
         if not existed and not any(folder.iterdir()):
             folder.rmdir()
 
@@ -157,21 +158,31 @@ def recipe_files(name):
 
 def raw_files(options, folder):
     """The files to read, Paths; what a URL or standard input brings is put into the folder."""
+    if not options.input:
+        return downloaded_files(options, folder)
     piped = folder / 'stdin.tmp'
     if '-' in options.input:
-        import shutil  # which loads compressions
-        with open(piped, 'wb') as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        if texts.looks_like_json(piped):
-            raise UserError('the standard input is JSON: put it into a file that ends in .jsonl')
-    if options.input:
-        paths = texts.input_files([piped if path == '-' else path for path in options.input])
-        return [path for path in paths if path.resolve() != folder.resolve() / 'meta.json']
+        keep_standard_input(piped)
+    paths = texts.input_files([piped if path == '-' else path for path in options.input])
+    return [path for path in paths if path.resolve() != folder.resolve() / 'meta.json']
+
+
+def keep_standard_input(path):
+    """Write standard input to a file, since a text is read more than once; UserError for JSON."""
+    import shutil  # which loads compressions
+    with open(path, 'wb') as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    if texts.looks_like_json(path):
+        raise UserError('the standard input is JSON: put it into a file that ends in .jsonl')
+
+
+def downloaded_files(options, folder):
+    """The raw files of the URLs, Paths; UserError where they can't all be had, or be told apart."""
     from folio.download import fetch_files  # which loads more than others need
     urls = options.url[:options.max_files]
     names = [options.file or re.split('[?#]', url)[0].rpartition('/')[2] for url in urls]
     if not all(re.fullmatch(r'[^/\0]+', name) and name not in ('.', '..') for name in names):
-        raise UserError(f'{options.name}: a URL ends in no name of a file; give one, --file=NAME')
+        raise UserError(f'{options.name}: a URL does not end in a file name; give one, --file=NAME')
     if len(set(names)) < len(names):
         raise UserError(f'{options.name}: the URLs end in the same name')
     texts.check_libraries(names)  # before hours of fetching

@@ -68,7 +68,7 @@ def locked(folder):
     import filelock
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
-        raise UserError(f'{short(folder)} can be no folder: {short(there)} is a file')
+        raise UserError(f'{short(folder)} cannot be a folder: {short(there)} is a file')
     path = folder.parent / f'.{folder.name}.lock'
     lock = filelock.FileLock(path)
     try:

@@ -352,6 +352,13 @@ def test_documents_that_leave_a_split_empty_are_refused(home, monkeypatch):
         prepare.main(['--input=x.jsonl', '--name=some'])
 
 
+def test_a_file_of_the_users_beside_the_tokens_stays(home):
+    (home / 'data' / 'tiny' / 'notes.tmp').write_text('mine')
+    prepare.main(['--input=tiny.txt', '--name=tiny'])
+    left = {path.name for path in (home / 'data' / 'tiny').iterdir()}
+    assert left == {'notes.tmp', 'train.bin', 'val.bin', 'meta.json'}
+
+
 def test_a_folder_in_data_may_be_its_own_input(home):
     (home / 'data' / 'mine').mkdir()
     (home / 'data' / 'mine' / 'input.txt').write_text(TEXT)

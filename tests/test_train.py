@@ -544,7 +544,7 @@ def test_init_from_refuses_another_tokenizer_with_both_names(home):
     (['--batch_size_start=2', '--batch_ramp_tokens=9', '--micro_batch_size=4'],
      r'batch_size_start=2 is not divisible by 1 .* x 4'), (['--warmup_tokens=-1'], 'warmup_tokens'),
     (['--micro_batch_size=0'], 'micro_batch_size'), (['--n_layer=-1'], 'n_layer'),
-    (['--out_dir=tiny.txt'], 'tiny.txt can be no folder: tiny.txt is a file'),
+    (['--out_dir=tiny.txt'], 'tiny.txt cannot be a folder: tiny.txt is a file'),
     (['--out_dir=tiny.txt/run'], 'tiny.txt is a file'), (['--dataset='], '--dataset needs a value'),
 ])
 def test_what_cannot_be_trained_is_one_line(home, argv, message):
