@@ -31,6 +31,7 @@ RUN_FILES = (*RESUMABLE, 'best.pt', 'log.jsonl', 'samples.txt', 'loss.png')
 KINDS = {'model': dict, 'config': dict, 'tokenizer': dict | None, 'optimizers': list,
          'scaler': dict | None, 'best_loss': float, 'tracker': str | None, 'data': dict | None,
          'versions': dict}
+OLDER = {'token_shift': False}  # options that older files lack, and what they meant
 COUNTS = ('step', 'sequences', 'seconds', 'evaluated')
 
 
@@ -164,6 +165,7 @@ def read(path):
         raise UserError(f'{path} is not a checkpoint of train.py')
     with damaged(path):
         check_kinds(state)
+    state['config'] = OLDER | state['config']
     return state
 
 

@@ -158,7 +158,7 @@ def house(tmp_path_factory):
         (folder / 'tiny.txt').write_text(TEXT, encoding='utf-8')
         prepare.main(['--input=tiny.txt', '--tokenizer=char', '--name=tiny'])
         train.main([*TINY, '--max_steps=1', '--out_dir=run', '--position=rope', '--qk_norm=False',
-                    '--norm_weight=True', '--mlp=swiglu', '--tied=False'])
+                    '--norm_weight=True', '--mlp=swiglu', '--tied=False', '--token_shift=False'])
         convert.main(['--out_dir=run', '--to=hf', '--dest=hf'])
         yield folder
     torch.set_num_threads(threads)
