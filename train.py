@@ -48,7 +48,7 @@ class TrainConfig(GPTConfig):
     seed: Annotated[int, '>= 0', '<= 9e18'] = 1337  # of weights, order, dropout
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of the matrix products
-    compile: bool | Literal['auto'] = 'auto'  # torch.compile; auto: on CUDA, where it works
+    compile: bool | Literal['auto'] = 'auto'  # torch.compile; auto: on CUDA, or in a long run
     batch_size: Annotated[int, '>= 1'] = 8  # sequences in one optimizer step, over all devices
     batch_size_start: Annotated[int | None, '>= 1'] = None  # of the first step; rises in multiples
     batch_ramp_tokens: Annotated[int | None, '>= 1'] = None  # the tokens over which it rises
@@ -133,7 +133,9 @@ def set_up(options, given, machine):
     named, a dict."""
     options, state, resumed = machine.together(starting_point, options, given)
     sequences = options.micro_batch_size or options.batch_size // machine.world
-    options = machine.choose(options, given, sequences * options.block_size, options.n_embd)
+    seconds = time_limit(options) if options.max_steps is None else 0
+    options = machine.choose(options, given, sequences * options.block_size, options.n_embd,
+                             seconds)
     return machine.together(make_run, options, state, resumed, machine)
 
 
@@ -741,6 +743,7 @@ def distribute(model, machine):
     """What computes the loss: the model, compiled if chosen, or DDP around it, which adds up the
     processes' gradients. RoPE's table is the same everywhere and needs no broadcast."""
     if machine.compiled:
+        print('compiling: on a CPU half a minute, and a few seconds when it was done before')
         model.compile()
     if machine.world == 1:
         return model
