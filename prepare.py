@@ -77,10 +77,9 @@ def read_options(argv):
     words = folio.options.words_of(PrepareConfig, argv)
     recipes = [word for option, word in words if option is None]
     options.name = options.name or (Path(recipes[-1]).stem if recipes else None)
-    if not options.name:
-        raise UserError('what to prepare? A recipe, data/NAME.py, or --input=FILE --name=NAME')
-    if not re.fullmatch(NAME, options.name):
-        raise UserError(f'--name={options.name}: a name has letters, digits, _, . and - only')
+    if not re.fullmatch(NAME, options.name or ''):
+        raise UserError('what to prepare? A recipe, data/NAME.py, or --input=FILE --name=NAME; a '
+                        'name has letters, digits, _, . and - only')
     if bool(options.input) == bool(options.url):
         raise UserError(f'{options.name}: give either input or url (--input=FILE or --url=URL)')
     if options.sha256 and len(options.sha256) != len(options.url):
@@ -443,7 +442,8 @@ class Tokens:
 
     def __init__(self, paths, dtype, vocab_size, count=None):
         self.paths, self.vocab_size = paths, vocab_size
-        self.open = functools.lru_cache(256)(open_unbuffered)  # systems allow 1,024 open files
+        self.open = functools.lru_cache(256)(  # systems allow 1,024 open files
+            functools.partial(open, mode='rb', buffering=0))
         self.shards = [read_header(path, np.dtype(dtype)) for path in paths]
         self.ends = np.cumsum([count for *_, count in self.shards])
         if count not in (None, len(self)):
@@ -489,14 +489,10 @@ class Tokens:
         return ids
 
 
-def open_unbuffered(path):
-    return open(path, 'rb', buffering=0)
-
-
 def read_header(path, dtype):
     """(dtype, offset, count): where the ids of a token file are; UserError if it is cut."""
     size = path.stat().st_size
-    with open_unbuffered(path) as file:
+    with open(path, 'rb') as file:
         head = np.frombuffer(file.read(12).ljust(12, b'\0'), '<i4').tolist()
     offset, count = 0, size // dtype.itemsize
     if head[:2] == LLMC_HEADER:
