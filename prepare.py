@@ -314,13 +314,12 @@ def split_by_position(documents, cut):
 
 
 def halve(documents, cut):
-    """(number of the document, split, text) for both sides of character `cut` in each piece."""
+    """(number of the document, split, text) of each piece, in two where it has character `cut`."""
     for number, document in enumerate(documents):
         for text in document.pieces():
-            if text[:cut]:
-                yield number, 'train', text[:cut]
-            if text[cut:]:
-                yield number, 'val', text[cut:]
+            for split, half in (('train', text[:cut]), ('val', text[cut:])):
+                if half:
+                    yield number, split, half
             cut = max(cut - len(text), 0)
 
 

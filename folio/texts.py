@@ -78,11 +78,11 @@ def input_files(patterns):
 def files_in(folder):
     """The files of text in a folder and the folders in it, in sorted order, none of them hidden.
     What is no text, or a link to a folder, is left out, which is said."""
-    found = [path for path in sorted(folder.rglob('*')) if path.is_file() or path.is_symlink()]
-    seen = [path for path in found
-            if not any(part.startswith('.') for part in path.relative_to(folder).parts)]
-    kept = [path for path in seen if path.is_file() and not reason_against(path)]
-    left_out = [str(path.relative_to(folder)) for path in sorted({*seen} - {*kept})]
+    paths = [path for path in sorted(folder.rglob('*')) if path.is_file() or path.is_symlink()]
+    visible = [path for path in paths
+               if not any(part.startswith('.') for part in path.relative_to(folder).parts)]
+    kept = [path for path in visible if path.is_file() and not reason_against(path)]
+    left_out = [str(path.relative_to(folder)) for path in sorted({*visible} - {*kept})]
     if left_out:
         print(f'left out of {folder}: {len(left_out)} files and links that are not read as text '
               f'(--input=FILE says why), such as {", ".join(left_out[:9])}')

@@ -244,9 +244,8 @@ def load_json(spec):
     library.no_padding()
     content, added = json.loads(spec['json']), library.get_added_tokens_decoder()
     special = {token.content: i for i, token in added.items() if token.special}
-    unknown = content['model'].get('unk_id')
-    if unknown is None:
-        unknown = library.get_vocab().get(content['model'].get('unk_token'))
+    model = content['model']
+    unknown = model.get('unk_id', library.get_vocab().get(model.get('unk_token')))
     return library, json_bytes(library, content, added), special, unknown
 
 

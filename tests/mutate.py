@@ -86,7 +86,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('functools.lru_cache(256)(', 'functools.cache('),
         ("re.split('[?#]', url)[0]", 'url'),
         ("    texts.check_libraries(names)  # before hours of fetching\n", ''),
-        ("yield number, 'val', text[cut:]", "yield number, 'val', text"),
+        ("('val', text[cut:])", "('val', text)"),
         ("counts[ord('\\n')] = counts.max() + 1", 'pass'),
         ('> 2 * workers:\n                yield running.popleft()',
          '> 2 * workers:\n                yield running.pop()'),
@@ -155,7 +155,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('before.FixedLength(LONG_WORD)', 'before.FixedLength(10 ** 9)'),
         ('if token.special}', '}'),
         ('return added[i].content.encode()', "return b''"),
-        ("content['model'].get('unk_id')", 'None'),
+        ("model.get('unk_id', ", "model.get('', "),
         ('list(map(encode, at_words(cut_up(text))))', 'list(map(encode, text.partition(" ")))'),
     ],
     'folio/speed.py': [
