@@ -210,7 +210,7 @@ def read_plain(path, crlf, counts):
         for block in itertools.chain(read_blocks(path), [b'']):
             read += len(block)
             text = held + decoder.decode(block, final=not block)
-            if not crlf:
+            if not crlf and '\r' in text:  # the search for two characters is slow
                 held = '\r' if block and text.endswith('\r') else ''
                 text = text.removesuffix(held)
                 found += text.count('\r\n')
