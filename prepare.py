@@ -204,8 +204,9 @@ class Source:
         first = itertools.islice(self.read_files(), LARGE) if several else []
         known = self.fingerprints = [document.fingerprint() for document in first]
         self.joined = len(set(known)) < WHOLE_DOCUMENTS_FROM and len(known) < LARGE
+        first_at = {digest: number for number, digest in reversed([*enumerate(known)])}
         self.copies = {number for number, digest in enumerate(known)
-                       if self.joined and known.index(digest) < number}
+                       if self.joined and first_at[digest] < number}
         self.documents_read = 0
 
     def documents(self):
