@@ -42,6 +42,7 @@ class GPTConfig:
     tied: bool = True  # the head's weights are the embedding's
     token_shift: bool = True  # sublayers see a learned share of the token before, by channel
     dropout: Annotated[float, '>= 0', '< 1'] = 0.0  # of embeddings, attention and sublayers
+    attention_dropout: Annotated[float | None, '>= 0', '< 1'] = None  # None: as dropout
     recompute: bool = False  # blocks' activations in the backward pass: less memory, more time
 
     def resolved(self):
@@ -89,14 +90,14 @@ class GPTConfig:
 
 
 SHAPE = [field.name for field in dataclasses.fields(GPTConfig)  # what the weights depend on
-         if field.name not in ('dropout', 'recompute')]
+         if field.name not in ('dropout', 'attention_dropout', 'recompute')]
 
 
 class KVCache:
     """The keys and values of the tokens so far, so that each is computed once.
 
     config: a resolved GPTConfig. `length` tokens are in it; setting it to 0 empties the cache.
-    `last` is what the sublayers saw of the latest token, for token_shift.
+    `last` is what came to the sublayers of the latest token, for token_shift.
     """
 
     def __init__(self, config, batch_size, device=None, dtype=None):
@@ -115,8 +116,8 @@ class KVCache:
         return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
 
     def token_before(self, layer, sublayer, x):
-        """What a sublayer saw of the token before x (B, T, C), zeros before the first: (B, 1, C).
-        Keeps that of the last one in x."""
+        """What came to a sublayer of the token before x (B, T, C), zeros before the first:
+        (B, 1, C). What comes of the last one in x is kept."""
         before = self.last[layer, sublayer].clone()
         self.last[layer, sublayer] = x[:, -1:]
         return before if self.length else torch.zeros_like(before)
@@ -173,20 +174,15 @@ def attend_explicitly(q, k, v, dropout=0.0):
     return (weights @ v).view(B, H, T, D)
 
 
-def shift(x, before, share):
-    """x (B, T, C) with a share (C,) of each token's channels replaced by those of the token before
-    it, `before` (B, 1, C) for the first: RWKV's token shift (Peng et al. 2023, arXiv:2305.13048).
-    """
-    return x.lerp(torch.cat((before, x[:, :-1]), dim=1), share.to(x.dtype))
-
-
 class Attention(nn.Module):
     """Causal self-attention (Vaswani et al. 2017, arXiv:1706.03762); with n_kv_head < n_head
     grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245)."""
 
     def __init__(self, config, layer):
         super().__init__()
-        self.layer, self.dropout = layer, config.dropout
+        self.layer, self.dropout = layer, config.attention_dropout
+        if self.dropout is None:
+            self.dropout = config.dropout
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
         self.head_size = config.n_embd // config.n_head
         channels = (self.n_head + 2 * self.n_kv_head) * self.head_size
@@ -260,13 +256,15 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.shift(self.norm2(x), 1, cache)))
 
     def shift(self, x, sublayer, cache):
-        """What the sublayer sees of x (B, T, C)."""
+        """x (B, T, C) for a sublayer, where a learned share of each channel is that of the token
+        before: RWKV's token shift (Peng et al. 2023, arXiv:2305.13048)."""
         if self.shares is None:
             return x
         before = torch.zeros_like(x[:, :1])
         if cache is not None:
             before = cache.token_before(self.layer, sublayer, x)
-        return shift(x, before, self.shares[sublayer])
+        before = torch.cat((before, x[:, :-1]), dim=1)  # (B, T, C)
+        return x.lerp(before, self.shares[sublayer].to(x.dtype))
 
 
 def cross_entropy(x, weight, targets, most=2 ** 25):

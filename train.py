@@ -411,7 +411,7 @@ def train_step(runner, optimizers, scaler, tokens, options, machine, progress):
     total = torch.zeros((), device=machine.device)
     for i in range(size // micro):
         x, y = get_batch(tokens, first + i * micro, micro, options, machine.device)
-        if options.dropout:
+        if options.dropout or options.attention_dropout:
             torch.manual_seed(dropout_seed(options.seed, progress.step, i, machine.rank))
         if machine.world > 1:
             runner.require_backward_grad_sync = i == size // micro - 1

@@ -141,6 +141,12 @@ def test_dropout_is_where_gpt2_has_it(mlp):
             setattr(owner, name, kept)
 
 
+def test_attention_may_drop_another_share_than_the_rest():
+    shares = {own: make(dropout=0.5, attention_dropout=own).blocks[0] for own in (None, 0.0, 0.3)}
+    assert [block.attention.dropout for block in shares.values()] == [0.5, 0.0, 0.3]
+    assert all(block.dropout.p == 0.5 for block in shares.values())
+
+
 @pytest.mark.parametrize('rows', [slice(0, 32), slice(32, 64)], ids=['queries', 'keys'])
 def test_with_qk_norm_the_length_of_queries_and_keys_means_nothing(rows):
     for qk_norm in (True, False):
