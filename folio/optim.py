@@ -76,8 +76,7 @@ def check_moments(optimizer):
 
 class Muon(torch.optim.Optimizer):
     """Momentum with orthogonal updates (Jordan et al. 2024, kellerjordan.github.io/posts/muon),
-    whose rows are brought to one size (NorMuon: Li et al. 2025, arXiv:2510.05491), and cautious
-    weight decay: of weights that the update makes smaller (Chen et al. 2025, arXiv:2510.12402).
+    whose rows are brought to one size (NorMuon: Li et al. 2025, arXiv:2510.05491).
 
     For matrices only. A group has 'heights', a list for each parameter: the rows of the matrices
     that it holds one above the other. All matrices of one shape are orthogonalized together, in
@@ -117,13 +116,13 @@ class Muon(torch.optim.Optimizer):
         """Take a step with matrices of one shape; tall matrices take longer steps, so that what
         they put out changes as much."""
         height, width = matrices[0].shape
+        length = group['lr'] * max(1, height / width) ** 0.5
         updates = orthogonalize(torch.stack(updates).to(self.dtype)).float()
         updates = self.even_rows(updates, squares, group['beta2'])
         updates = torch.where(self.found_inf > 0, 0, updates)
-        scale = max(1, height / width) ** 0.5
+        decay = torch.where(self.found_inf > 0, 1, 1 - group['lr'] * group['weight_decay'])
         for matrix, update in zip(matrices, updates, strict=True):
-            decay = group['weight_decay'] * matrix * (matrix * update > 0)
-            matrix.sub_(scale * update + decay, alpha=group['lr'])
+            matrix.mul_(decay).add_(update, alpha=-length)
 
     def even_rows(self, updates, squares, beta2):
         """The updates (N, rows, columns), each row over the root of the moving average of its mean
