@@ -82,7 +82,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ("    for name in names[1:]:\n        (folder / name).unlink(missing_ok=True)\n", ''),
         ('int(characters * (1 - fraction))', 'int(characters * 0.9)'),
         ('if number not in self.copies:', 'if True:'),
-        ('first_at[digest] < number', 'known.index(digest) < number - 1'),
+        ('first_at[digest] < number', 'first_at[digest] < number - 1'),
         ('if lengths[digest] < 2 * (wanted - taken):', 'if taken < wanted:'),
         ("!= folder.resolve() / 'meta.json'", '!= folder'),
         ('if len(fingerprints) == LARGE:', 'if True:'),
