@@ -10,18 +10,16 @@ whose assignments are options. A field `from_` is the option `--from`.
         top_k: Annotated[int | None, '>= 1'] = None  # a bound, which is checked and shown
 """
 
+import argparse
 import ast
 import dataclasses
 import difflib
 import functools
-import glob
 import inspect
 import operator
 import os
-import re
 import runpy
 import shlex
-import textwrap
 import traceback
 from pathlib import Path, PurePath
 from types import ModuleType, NoneType
@@ -34,12 +32,8 @@ Text = NewType('Text', str)  # which may be empty
 DataName = NewType('DataName', str)  # of a data set; data/NAME, data/NAME.py, NAME/ are the same
 InPath = NewType('InPath', str)  # of what is only read or gone on with
 OutPath = NewType('OutPath', str)  # of what is made
-ELSEWHERE = {  # what options are called in other programs, nanoGPT among them
-    'learning_rate': 'lr', 'batch_size': 'bs', 'micro_batch_size': 'gradient_accumulation_steps',
-    'max_steps': 'epochs iters iterations max_iters lr_decay_iters', 'eval_tokens': 'eval_iters',
-    'block_size': 'context context_length seq_len ctx', 'n_embd': 'dim d_model hidden_size',
-    'max_new_tokens': 'length n', 'start': 'prompt text input', 'out_dir': 'model checkpoint',
-    'input': 'text', 'name': 'dataset'}
+NANOGPT = {'max_iters': 'max_steps', 'lr_decay_iters': 'max_steps', 'eval_iters': 'eval_tokens',
+           'gradient_accumulation_steps': 'micro_batch_size', 'lr': 'learning_rate'}
 COMPARISONS = {'>=': operator.ge, '>': operator.gt, '<=': operator.le, '<': operator.lt}
 REFUSALS = (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError)
 
@@ -62,25 +56,18 @@ def parse(cls, argv, bare=None, folder='config'):
     folder: where such files are. UserError for an unknown option, a value of the wrong type or out
     of bounds, a file that can't be run. `--help` prints the options and ends the script.
     """
-    words = words_of(cls, argv)
-    if {('help', None), (None, '-h')} & set(words):
+    words, fields, given = words_of(cls, argv, bare), fields_of(cls), {}
+    if {('help', 'True'), (bare, '-h')} & set(words):
         print(usage(cls))
         raise SystemExit
-    fields, given = fields_of(cls), {}
-    for where, key, value, typed in assignments(words, fields, bare, folder):
-        if key not in fields:
-            raise UserError(f'{where}: no such option; {advice(key, fields, typed)}')
-        given[fields[key].name] = checked(where, value, fields[key], typed)
+    for key, text in words:
+        typed = key is not None
+        values = {key: text} if typed else run_file(text, fields, folder)
+        for name, value in values.items():
+            where = f'--{name}' if typed else f'{text}: {name}'
+            field = field_of(where, name, fields, typed)
+            given[field.name] = checked(where, value, field, typed)
     return cls(**given), given
-
-
-def advice(key, fields, typed):
-    """What to do about a name that is no option; typed: it is one of the command line."""
-    if not typed and 'dataset' in fields and key in ('url', 'input', 'tokenizer'):
-        return 'a recipe is used by its name, --dataset=NAME'
-    near = closest(key, fields)
-    helper = '' if typed else '; the name of a helper begins with _'
-    return (f'is it {near}?' if near else '--help lists them') + helper
 
 
 def fields_of(cls):
@@ -91,13 +78,10 @@ def fields_of(cls):
 def checked(where, value, field, typed):
     """The value, which stands where the text `where` says, as the type of a dataclass's field;
     UserError if it is of another type, or out of bounds."""
-    kind, bounds = split_bounds(field.type)
     try:
-        value = as_type(value, kind, typed)
+        return as_type(value, field.type, typed)
     except REFUSALS:
-        raise UserError(f'{where} must be {describe(kind)}, not {shown(value)}') from None
-    check_bounds(field.name.rstrip('_'), value, bounds)
-    return value
+        raise UserError(f'{where} must be {describe(field.type)}, not {shown(value)}') from None
 
 
 def shown(value):
@@ -110,166 +94,104 @@ def shown(value):
 
 # --- words ---------------------------------------------------------------------------------------
 
-def words_of(cls, argv):
-    """[(key, text)] of the words of a command line: the text of an option is None where there is
-    none, the key of a bare word is None."""
+def words_of(cls, argv, bare=None):
+    """[(key, text)] of the words of a command line; the key of a file to run is None, that of
+    another word without dashes `bare`. UserError for an option without a value."""
     words, found, fields = list(argv), [], fields_of(cls)
     while words:
         word = words.pop(0)
         key, equals, text = word.removeprefix('--').partition('=')
         if not word.startswith('--'):
-            found.append((None, word))
-        elif equals or key not in fields or may_be(fields[key], bool):
-            found.append((key, text if equals else None))
+            found.append((None if word.endswith('.py') else bare, word))
+        elif equals or key not in fields or may_be_true(fields[key]):
+            found.append((key, text if equals else 'True'))
+        elif words and not words[0].startswith('--'):
+            found.append((key, words.pop(0)))
         else:
-            alone = not words or words[0].startswith('--')
-            found.append((key, None if alone else words.pop(0)))
+            raise UserError(f'--{key} needs a value: --{key}=VALUE')
     return found
 
 
-def may_be(field, *kinds):
-    """Whether a field's type is one of these, or a union with one."""
-    kind, _ = split_bounds(field.type)
-    return bool({kind, get_origin(kind), *get_args(kind)} & set(kinds))
-
-
-def assignments(words, fields, bare, folder):
-    """(where, key, value, typed) for each option; typed: a text from the command line."""
-    for key, text in words:
-        if key is not None:
-            yield f'--{key}', key, value_of(key, text, fields), True
-        elif text.endswith('.py'):
-            for name, value in run_file(text, fields, folder).items():
-                yield f'{text}: {name}', name, value, False
-        elif bare and not mistyped_option(text, fields):
-            if sum(key is None for key, _ in words) > 1:
-                raise UserError(f'{text}: {bare} is named twice; a text with spaces needs quotes')
-            yield f'--{bare}', bare, value_of(bare, text, fields), True
-        else:
-            raise UserError(f'{text}: neither an option nor a file that ends in .py'
-                            f'{did_you_mean(text, fields, folder)}')
-
-
-def value_of(key, text, fields):
-    """The text of an option; that of a bare one is True. UserError where one is missing."""
-    if key not in fields:
-        return text
-    if text is None and may_be(fields[key], bool):
-        return 'True'
-    if text is None or text == '' and not may_be(fields[key], Text, list):
-        raise UserError(f'--{key} needs a value: --{key}=VALUE')
-    return text
-
-
-def did_you_mean(word, fields, folder):
-    """How an error about a bare word ends: with what may be meant, if anything is like it."""
-    meant = mistyped_option(word, fields) or likely(word, shlex.quote(word), fields, folder)
-    return f'; did you mean {meant}?' if meant else '; options are --key=value'
-
-
-def likely(word, quoted, fields, folder):
-    """The model, text, configuration or data set that a bare word may name, as one names it."""
-    if 'resume' in fields and (find(word) / 'ckpt.pt').exists():
-        return f'--out_dir={quoted} --resume=True'
-    readable = word == '-' or find(word).exists() or glob.glob(word)
-    if 'from' in fields:
-        return f'--from={quoted}'
-    if 'input' in fields and readable:
-        return f'--input={quoted}'
-    files = {path.stem: path for path in sorted((ROOT / folder).rglob('*.py'))}
-    if near := closest(Path(word).name.removesuffix('.py'), files):
-        return files[near].relative_to(ROOT)
-    if 'dataset' in fields and (ROOT / 'data' / word).is_dir():
-        return f'--dataset={quoted}'
-    return command('prepare.py', f'--input={word}', '--name=NAME') if readable else ''
-
-
-def mistyped_option(word, fields):
-    """The option that a bare word may be, with other dashes or without `=`; '' if it is none."""
-    name = word.lstrip('-–—')
-    if name.lower() in ('true', 'false', 'auto'):
-        return f'--OPTION={name}'
-    return f'--{name}' if name and (name != word or name.partition('=')[0] in fields) else ''
-
-
-def closest(word, names):
-    """The name that another program has for it, or that is most like a word as a whole or in a
-    part; '' if none is."""
-    def likeness(name):
-        parts = [name, *name.split('_')]
-        ratios = [difflib.SequenceMatcher(None, part, word).ratio() for part in parts]
-        begins = len(word) > 1 and any(part.startswith(word) for part in parts)
-        return max(begins, *ratios), ratios[0]
-    known = [name for name, others in ELSEWHERE.items() if word in others.split()]
-    best = max(names, key=likeness, default='')
-    near = best if word and best and likeness(best) > (0.6,) else ''
-    return next((name for name in known if name in names), near)
+def may_be_true(field):
+    """Whether True is a value of a field."""
+    return bool in (field.type, *get_args(field.type))
 
 
 def run_file(argument, fields, folder):
     """The options that a configuration file assigns, a dict; UserError where it can't be run."""
     path = find(argument)
-    if not path.is_file():
-        raise UserError(f'{argument}: no such file{did_you_mean(argument, fields, folder)}')
+    if not argument.endswith('.py') or not path.is_file():
+        files = {file.stem: file.relative_to(ROOT) for file in (ROOT / folder).rglob('*.py')}
+        if 'input' in fields and path.exists():
+            files = {path.stem: f'--input={shlex.quote(argument)}'}
+        raise UserError(f'{argument}: no such option or .py file; {did_you_mean(path.stem, files)}')
     try:
         names = runpy.run_path(str(path))
     except Exception as error:  # whatever the user's code raises
-        line = line_of(error, path)
-        hint = ''
-        if re.search("'(config|script)'", str(error)):  # modules that configurations once used
-            hint = ("; relative paths in a configuration are relative to folio's folder by "
-                    "themselves: write out_dir = 'out/NAME', without an import")
-        raise UserError(f'{argument}, line {line}: {type(error).__name__}: {error}{hint}') from None
+        reason = f'{type(error).__name__}: {error}'
+        if "'config'" in reason:  # a module that configurations once imported
+            reason += "; write out_dir = 'out/NAME', without an import"
+        raise UserError(f'{argument}, line {line_of(error, path)}: {reason}') from None
     return {key: value for key, value in names.items()
             if not (key.startswith('_') or isinstance(value, ModuleType) or callable(value))}
 
 
 def line_of(error, path):
     """The line of the file `path` where an exception arose."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if frame.filename == str(path)]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     return lines[-1] if lines else getattr(error, 'lineno', '?')  # a SyntaxError's
+
+
+def field_of(where, name, fields, typed):
+    """The field of an option; UserError, which names the closest, if there is none."""
+    if name in fields:
+        return fields[name]
+    advice = did_you_mean(name, {name: name for name in fields})
+    helper = '' if typed else '; the name of a helper begins with _'
+    raise UserError(f'{where}: no such option; {advice}{helper}')
+
+
+def did_you_mean(word, known):
+    """What to do about an unknown word. known: {what may be meant: how to write it}."""
+    near = difflib.get_close_matches(NANOGPT.get(word, word), known, n=1)
+    return f'did you mean {known[near[0]]}?' if near else '--help lists the options'
 
 
 # --- types ---------------------------------------------------------------------------------------
 
-def split_bounds(kind):
-    """(type, bounds) of a field's type: Annotated[int, '>= 1'] is (int, ('>= 1',))."""
-    if get_origin(kind) is Annotated:
-        return kind.__origin__, kind.__metadata__
-    return kind, ()
-
-
-def check_bounds(name, value, bounds):
-    """UserError if a number is not within bounds such as '>= 1'."""
-    for bound in bounds:
-        comparison, limit = bound.split()
-        if value is not None and not COMPARISONS[comparison](value, ast.literal_eval(limit)):
-            raise UserError(f'{name} must be {" and ".join(bounds)}, not {value}')
-
-
 def as_type(value, kind, typed):
     """The value as the type `kind`; raises one of REFUSALS if it isn't one. typed: it is a text
     from the command line; else a configuration file's value, whose relative paths are ROOT's."""
-    kind, members = split_bounds(kind)[0], get_args(kind)
+    members = get_args(kind)
     if type(value).__module__ == 'numpy':
         value = value.tolist()
+    if get_origin(kind) is Annotated:
+        return bounded(as_type(value, members[0], typed), members[1:])
     if get_origin(kind) is Literal:
         return members[[str(member) for member in members].index(str(value))]
     if get_origin(kind) is list:
-        if isinstance(value, str):
-            value = filter(None, map(str.strip, value.split(',')) if typed else [value])
-        return [as_type(item, members[0], typed) for item in value]
+        items = map(str.strip, value.split(',')) if isinstance(value, str) else value
+        return [as_type(item, members[0], typed) for item in items if item != '']
     if members:
         return as_union(value, members, typed)
-    if kind in (str, Text, DataName, InPath, OutPath):
-        return as_text(value, kind, typed)
-    return as_number(value, kind, typed)
+    if kind in (int, float, bool, NoneType):
+        return as_number(value, kind, typed)
+    return as_text(value, kind, typed)
+
+
+def bounded(value, bounds):
+    """The value; ValueError if it is not within bounds such as '>= 1', as None always is."""
+    for bound in bounds:
+        comparison, limit = bound.split()
+        if value is not None and not COMPARISONS[comparison](value, float(limit)):
+            raise ValueError
+    return value
 
 
 def as_union(value, members, typed):
-    """The value as the first type in `members` that takes it, None before all."""
-    for member in sorted(members, key=lambda member: member is not NoneType):
+    """The value as the last type in `members` that takes it, such as None in `X | None`."""
+    for member in reversed(members):
         try:
             return as_type(value, member, typed)
         except REFUSALS:
@@ -278,17 +200,17 @@ def as_union(value, members, typed):
 
 
 def as_text(value, kind, typed):
-    if kind in (InPath, OutPath) and isinstance(value, PurePath):
-        value = str(value)
+    """The value as a str; only a Text may be empty."""
+    value = str(value) if isinstance(value, PurePath) else value
     if not isinstance(value, str):
         raise TypeError
-    if kind is not Text and b'\0' in os.fsencode(value):  # no file has such a name
-        raise ValueError
-    if kind is not Text and not value:
+    if kind is Text:
+        return value
+    if not value or b'\0' in os.fsencode(value):  # no file has such a name
         raise ValueError
     if kind is DataName:
-        folder, name = os.path.split(os.path.normpath(value))
-        return name.removesuffix('.py') if folder == 'data' else os.path.join(folder, name)
+        path = PurePath(value)
+        return path.name.removesuffix('.py') if str(path.parent) == 'data' else str(path)
     if kind in (InPath, OutPath) and not typed and value != '-':
         return str(ROOT / os.path.expanduser(value))
     return value
@@ -310,60 +232,38 @@ def as_number(value, kind, typed):
 
 def describe(kind):
     """What a user calls the type."""
-    kind, _ = split_bounds(kind)
+    members = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return f'{describe(members[0])}, {" and ".join(members[1:])}'
     if get_origin(kind) is Literal:
-        return ' or '.join(map(repr, get_args(kind)))
+        return ' or '.join(map(repr, members))
     if get_origin(kind) is list:
-        return f'{describe(get_args(kind)[0])}, separated by commas'
-    if get_args(kind):
-        return ' or '.join(map(describe, get_args(kind)))
-    names = {NoneType: 'None', bool: 'True or False', int: 'a whole number', float: 'a number'}
-    return names.get(kind, 'a path' if kind in (InPath, OutPath) else 'a text')
+        return f'{describe(members[0])}, separated by commas'
+    if members:
+        return ' or '.join(map(describe, members))
+    return {NoneType: 'None', bool: 'True or False', int: 'a whole number', float: 'a number',
+            InPath: 'a path', OutPath: 'a path'}.get(kind, 'a text')
 
 
 # --- help ----------------------------------------------------------------------------------------
 
 def usage(cls):
-    """The help, as wide as the terminal: the script's docstring, then each option with its default,
-    comment and bounds."""
-    import shutil  # which loads compressions
-    width = max(60, min(shutil.get_terminal_size().columns, 100))
-    text, comments = inspect.getmodule(cls).__doc__ or '', {}  # python -OO drops it
-    parts = [part if part.startswith(' ') else textwrap.fill(part, width)
-             for part in text.strip().split('\n\n')]
-    for owner in reversed(cls.__mro__[:-1]):
-        comments |= comments_of(owner)
-    lines = [describe_option(field, getattr(cls(), field.name), comments.get(field.name, ''), width)
-             for field in dataclasses.fields(cls)]
-    return '\n\n'.join([*parts, '\n'.join(lines)])
-
-
-def describe_option(field, default, comment, width):
-    """The lines of the help on one option."""
-    kind, bounds = split_bounds(field.type)
-    if isinstance(default, list):
-        default = ','.join(map(str, default))
-    more = choices(kind) + [bound.replace(' ', '\xa0') for bound in bounds]  # not to be wrapped
-    limits = f' ({", ".join(more)})' if more else ''
-    option = f'--{field.name.rstrip("_")}={default}'.ljust(29)
-    lines = textwrap.fill(f'{option} {comment}{limits}', width, initial_indent='  ',
-                          subsequent_indent=' ' * 32, break_on_hyphens=False)
-    return lines.replace('\xa0', ' ')
-
-
-def choices(kind):
-    """The values of a Literal, also of one in a union, as a list of one text or none."""
-    if get_origin(kind) is Literal:
-        return [' | '.join(map(str, get_args(kind)))]
-    found = [text for member in get_args(kind) for text in choices(member)]
-    return [f'True | False | {found[0]}'] if found and bool in get_args(kind) else found
+    """The help: the script's docstring, then each option with its default, comment and type."""
+    layout = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=32)
+    parser = argparse.ArgumentParser(
+        add_help=False, usage=argparse.SUPPRESS, formatter_class=layout,
+        description=inspect.getmodule(cls).__doc__)
+    comments = comments_of(cls)
+    for name, field in fields_of(cls).items():
+        default = getattr(cls(), field.name)
+        text = ','.join(default) if isinstance(default, list) else default
+        about = f'{comments[field.name]} ({describe(field.type)})'.replace('%', '%%')
+        parser.add_argument(f'--{name}={text}', action='store_true', help=about)
+    return parser.format_help()
 
 
 def comments_of(cls):
-    """The comment behind each field in the source of a dataclass, by its name."""
-    source = textwrap.dedent(inspect.getsource(cls))
-    lines = source.splitlines()
-    fields = [node for node in ast.parse(source).body[0].body if isinstance(node, ast.AnnAssign)]
-    return {node.target.id: lines[node.end_lineno - 1][node.end_col_offset:].strip(' #')
-            for node in fields}
-
+    """{field: the comment behind it} in the source of a dataclass and of those it inherits from."""
+    lines = [line.strip() for owner in reversed(cls.__mro__[:-1])
+             for line in inspect.getsource(owner).splitlines()]
+    return {line.partition(':')[0]: line.partition('  # ')[2] for line in lines}

@@ -261,7 +261,7 @@ def test_no_option_breaks_the_tools(house, count):
     (train.main, ['--max_seconds=1e999'], 'max_seconds must be a number or None'),
     (train.main, ['--max_seconds=inf'], 'max_seconds must be a number or None'),
     (train.main, ['--rope_theta=1e999*0'], 'rope_theta must be a number'),
-    (train.main, ['--rope_theta=-1'], 'rope_theta must be > 0'),
+    (train.main, ['--rope_theta=-1'], 'rope_theta must be a number, > 0'),
     (train.main, ['--learning_rate=1e999'], 'learning_rate must be a number'),
     (train.main, ['--batch_size=1e30'], 'batch_size must be a whole number'),
     (train.main, ['--n_layer=1e9'], 'n_layer must be'),
@@ -271,7 +271,7 @@ def test_no_option_breaks_the_tools(house, count):
     (train.main, [*TINY, '--device=meta'], 'device=meta does not work here'),
     (train.main, [*TINY, '--device=\udcff'], 'does not work here'),
     (sample.main, ['--seed=1e20'], 'seed must be a whole number'),
-    (sample.main, ['--seed=-1'], 'seed must be >= 0'),
+    (sample.main, ['--seed=-1'], 'seed must be a whole number, >= 0'),
     (sample.main, ['--out_dir=run', '--num_samples=1e9'], 'num_samples must be'),
     (sample.main, ['--out_dir=\0'], 'out_dir must be a path'),
     (sample.main, ['--out_dir=~nobody_of_this_name/run'], 'no such checkpoint'),
@@ -280,7 +280,7 @@ def test_no_option_breaks_the_tools(house, count):
     (prepare.main, ['--url=http://127.0.0.1:9/', '--name=x'], 'has to end in a file name'),
     (prepare.main, ['--input=~nobody_of_this_name/x', '--name=x'], 'no such file'),
     (sample.main, ['a\nb'], r'a\\nb: there is no such checkpoint'),
-    (prepare.main, ['a\nb'], r'a\\nb: neither an option nor a file'),
+    (prepare.main, ['a\nb'], r'a\\nb: no such option or .py file'),
 ])
 def test_an_option_out_of_this_world_is_one_line(house, main, argv, message):
     assert re.search(message, refused(main, argv))

@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 
 import folio.options
 from folio.cli import UserError
-from folio.options import InPath, OutPath, Text, closest, command, fields_of, parse
+from folio.options import InPath, OutPath, Text, command, fields_of, parse
 from prepare import PrepareConfig
 from sample import SampleConfig
 from train import TrainConfig
@@ -54,15 +54,15 @@ def test_a_value_gets_the_type_of_its_option(argument, name, value):
 
 
 @pytest.mark.parametrize('argument, message', [
-    ('--cuont=3', 'is it count'), ('--xyzzy=3', '--help'), ('--max_iters=9', 'max_steps'),
+    ('--cuont=3', 'did you mean count?'), ('--xyzzy=3', '--help'), ('--max_iters=9', 'max_steps'),
     ('--count=True', "must be a whole number, not 'True'"), ('--count=1.5', 'a whole number'),
     ('--count', '--count needs a value: --count=VALUE'), ('--count=1e999', 'a whole number'),
     ('--start', '--start needs a value'), ('--input', '--input needs a value'),
-    ('--share=', '--share needs a value'), ('--path=', '--path needs a value'),
-    ('--made=', '--made needs a value'), ('--fast=', '--fast needs a value'),
+    ('--share=', "must be a number, not ''"), ('--path=', "must be a text, not ''"),
+    ('--made=', "must be a path or None, not ''"), ('--fast=', "must be True or False, not ''"),
     ('--fast=1', 'must be True or False'), ('--kind=moun', "'gelu' or 'relu2'"),
     ('--limit=x', 'a whole number or None'), ('--count=exit()', 'a whole number'),
-    ('nowhere.py', 'no such file'),
+    ('nowhere.py', 'no such option or .py file'),
 ])
 def test_a_wrong_option_is_named_in_one_line(argument, message):
     with pytest.raises(UserError, match='.*') as error:
@@ -91,7 +91,7 @@ def test_an_option_that_may_be_true_or_false_takes_no_next_word(tmp_path, name):
     (tmp_path / 'some.py').write_text('count = 8\n')
     options, given = parse(Options, [f'--{name}', str(tmp_path / 'some.py')])
     assert given == {name: True, 'count': 8}
-    with pytest.raises(UserError, match='did you mean --OPTION=False'):
+    with pytest.raises(UserError, match='False: no such option or .py file'):
         parse(Options, [f'--{name}', 'False'])
 
 
@@ -100,10 +100,7 @@ def test_a_bare_word_is_the_option_that_a_script_names_for_it(tmp_path):
     for argv in (['out/x'], ['--count=1', 'out/x', '--fast']):
         assert parse(Options, argv, bare='made')[1]['made'] == 'out/x'
     assert parse(Options, [str(tmp_path / 'some.py')], bare='made')[1] == {'count': 8}
-    for word in ('-count=3', '—count', 'count=3'):
-        with pytest.raises(UserError, match=r'did you mean --count(=3)?\?$'):
-            parse(Options, [word], bare='made')
-    with pytest.raises(UserError, match='--made needs a value'):
+    with pytest.raises(UserError, match='--made must be a path'):
         parse(Options, [''], bare='made')
 
 
@@ -124,8 +121,7 @@ def scripts(tmp_path, monkeypatch):
     ('shakespeare_char', 'config/shakespeare_char.py'),
     ('config/shakespear_char.py', 'config/shakespeare_char.py'),
     ('config/ladder/bigram', 'config/ladder/1_bigram.py'), ('1_bigram.py', 'config/ladder/1_big'),
-    ('mybook', '--dataset=mybook'), ('-lr', '--lr'),
-    ('my book.txt', "python prepare.py '--input=my book.txt' --name=NAME")])
+    ('gpt2', 'config/gpt2.py')])
 def test_a_bare_word_names_the_closest_configuration(scripts, word, meant):
     with pytest.raises(UserError) as error:
         parse(TrainConfig, [word])
@@ -134,9 +130,7 @@ def test_a_bare_word_names_the_closest_configuration(scripts, word, meant):
 
 @pytest.mark.parametrize('word, meant', [
     ('my book.txt', "--input='my book.txt'"), ('data', '--input=data'),
-    ('*.txt', "--input='*.txt'"),
-    ('shakespear', 'data/shakespeare.py'), ('data/shakespeer.py', 'data/shakespeare.py'),
-    ('-', '--input=-')])
+    ('shakespear', 'data/shakespeare.py'), ('data/shakespeer.py', 'data/shakespeare.py')])
 def test_a_text_is_not_run_as_a_recipe(scripts, word, meant):
     with pytest.raises(UserError) as error:
         parse(PrepareConfig, [word], folder='data')
@@ -152,23 +146,18 @@ def test_a_closest_configuration_is_named_as_it_is_found_from_anywhere(scripts, 
 
 
 def test_a_bare_word_that_is_like_nothing_is_told_how_options_look(scripts):
-    with pytest.raises(UserError, match=r'^xyz: neither .*; options are --key=value$'):
+    with pytest.raises(UserError, match=r'^xyz: no such .*; --help lists the options$'):
         parse(TrainConfig, ['xyz'])
 
 
-@pytest.mark.parametrize('cls, names', [
-    (TrainConfig, {'learning_rate': 'lr learning_rat rate', 'max_steps': 'epochs steps iters',
-                   'batch_size': 'bs batch', 'block_size': 'context context_length seq_len block',
-                   'n_layer': 'layers num_layers', 'n_head': 'heads', 'dataset': 'data',
-                   'n_embd': 'embd dim hidden_size', 'out_dir': 'out output output_dir out-dir'}),
-    (SampleConfig, {'out_dir': 'model checkpoint output_dir', 'start': 'prompt',
-                    'max_new_tokens': 'length max_tokens n', 'temperature': 'temp',
-                    'top_k': 'k topk', 'top_p': 'p', 'num_samples': 'samples'})])
-def test_what_people_type_is_close_to_what_they_mean(cls, names):
-    for meant, words in names.items():
-        assert [closest(word, fields_of(cls)) for word in words.split()] == [
-            meant] * len(words.split())
-    assert not closest('xyzzy', fields_of(cls)) and not closest('', fields_of(cls))
+@pytest.mark.parametrize('word, meant', [
+    ('max_iters', 'max_steps'), ('lr_decay_iters', 'max_steps'), ('eval_iters', 'eval_tokens'),
+    ('gradient_accumulation_steps', 'micro_batch_size'), ('lr', 'learning_rate'),
+    ('learning_rat', 'learning_rate'), ('layers', 'n_layer'), ('heads', 'n_head'),
+    ('batch', 'batch_size'), ('data', 'dataset'), ('out-dir', 'out_dir'), ('embd', 'n_embd')])
+def test_the_closest_option_is_named_and_for_one_of_nanogpt_ours(word, meant):
+    with pytest.raises(UserError, match=rf'^--{word}: no such option; did you mean {meant}\?$'):
+        parse(TrainConfig, [f'--{word}=1'])
 
 
 def test_numbers_of_numpy_and_paths_of_pathlib_are_values_of_a_configuration(tmp_path):
@@ -194,7 +183,7 @@ def test_what_a_loop_leaves_over_is_told_how_helpers_are_called(tmp_path):
     file.write_text('count = 0\nfor i in range(3):\n    count += i\n')
     with pytest.raises(UserError, match='some.py: i: no such option; .* helper begins with _$'):
         parse(Options, [str(file)])
-    with pytest.raises(UserError, match='--i: no such option; --help lists them$'):
+    with pytest.raises(UserError, match='--i: no such option; --help lists the options$'):
         parse(Options, ['--i=3'])
 
 
@@ -237,7 +226,8 @@ def test_help_shows_every_option_with_default_and_comment(capsys):
 
 
 @pytest.mark.parametrize('argument, message', [
-    ('--part=-0.1', 'part must be >= 0 and < 1, not -0.1'), ('--part=1', 'not 1.0'),
+    ('--part=-0.1', "part must be a number or None, >= 0 and < 1, not '-0.1'"),
+    ('--part=1', "not '1'"),
     ('--part=nan', 'must be a number or None')])
 def test_a_number_out_of_bounds_is_refused_with_its_bounds(argument, message):
     with pytest.raises(UserError, match=message):
@@ -245,23 +235,23 @@ def test_a_number_out_of_bounds_is_refused_with_its_bounds(argument, message):
     assert parse(Options, ['--part=0'])[0].part == 0 and parse(Options, ['--part=None'])
 
 
-def test_help_shows_bounds_choices_and_options_without_a_comment(capsys):
+def test_help_shows_bounds_choices_and_options_without_a_comment(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '100')
     with pytest.raises(SystemExit):
         parse(Options, ['-h'])
     lines = {line.split('=')[0].strip(): line for line in capsys.readouterr().out.splitlines()}
-    assert lines['--part'].endswith('between (>= 0, < 1)') and '--silent' in lines
-    assert lines['--kind'].endswith('which (gelu | relu2)')
+    assert lines['--part'].endswith('between (a number or None, >= 0 and < 1)')
+    assert lines['--kind'].endswith("which ('gelu' or 'relu2')") and '--silent' in lines
 
 
 @pytest.mark.parametrize('columns', [80, 100, 200])
-def test_help_fits_the_terminal_and_breaks_no_bound(capsys, monkeypatch, columns):
+def test_the_options_of_the_help_fit_the_terminal(capsys, monkeypatch, columns):
     monkeypatch.setenv('COLUMNS', str(columns))
     for cls in (TrainConfig, SampleConfig, PrepareConfig):
         with pytest.raises(SystemExit):
             parse(cls, ['--help'])
-        text = capsys.readouterr().out
-        lines = [line for line in text.splitlines() if not line.startswith('    python')]
-        assert max(map(len, lines)) <= min(columns, 100) and not text.count('>=\n')
+        text = capsys.readouterr().out.partition('options:')[2]
+        assert max(map(len, text.splitlines())) <= columns
         assert all(f'--{name}=' in text for name in fields_of(cls))
 
 
@@ -301,12 +291,6 @@ def test_an_old_configuration_that_imports_the_module_whole_is_told_too(tmp_path
     file.write_text("import types as _t\n_config = _t.ModuleType('config')\n_config.ROOT\n")
     with pytest.raises(UserError, match="line 3: .*write out_dir = 'out/NAME'"):
         parse(Options, [str(file)])
-
-
-def test_a_recipe_in_place_of_a_configuration_is_said(home):
-    (home / 'x.py').write_text("input = 'tiny.txt'\ntokenizer = 'byte'\n")
-    with pytest.raises(UserError, match='x.py: input: no such option; a recipe .* --dataset=NAME'):
-        parse(TrainConfig, ['x.py'])
 
 
 @pytest.mark.parametrize('typed', ['tiny', 'data/tiny', 'data/tiny.py', 'tiny/', './tiny'])
