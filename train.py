@@ -30,6 +30,7 @@ from folio.journal import Journal, tell_end, tell_progress, tell_start
 from folio.machine import Machine, Signals, catch_signals, ignore_save_signal, open_machine
 from folio.optim import load_states, make_optimizers, param_groups
 from folio.options import DataName, InPath, OutPath
+from folio.speed import peak_rate
 from folio.tokenizer import Tokenizer
 from model import GPT, SHAPE, GPTConfig, check_weights
 from prepare import Tokens, open_corpus
@@ -433,6 +434,15 @@ def update_weights(optimizers, scaler, norm):
     scaler.update()
 
 
+def flops_per_token(model):
+    """The operations of forward and backward: 6 a weight in matrix products, and attention's
+    (Chowdhery et al. 2022, arXiv:2204.02311, appendix B)."""
+    config = model.config
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    weights = sum(layer.weight.numel() for layer in layers)
+    return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size
+
+
 # --- evaluation ----------------------------------------------------------------------------------
 
 @torch.no_grad()
@@ -658,7 +668,9 @@ def collect(run, bar):
     for record, numbers in zip(run.records, means.tolist(), strict=True):
         loss, norm = (number if math.isfinite(number) else None for number in numbers)
         record |= {'train_loss': loss, 'grad_norm': norm, 'tokens_per_second': speed}
-    tell_progress(run.records[-1], bar, run.options.max_steps)
+    peak = peak_rate(run.machine.device)
+    share = peak and speed * flops_per_token(run.model) / run.machine.world / peak
+    tell_progress(run.records[-1], bar, run.options.max_steps, share)
     refuse_bad_steps(run, bar.write)
 
 

@@ -1,4 +1,4 @@
-"""Which number format a CPU is fast in, asked of the CPU itself.
+"""Which number format a CPU is fast in, asked of the CPU itself; how fast a GPU can be.
 
     name = fastest_format(rows=4096, size=192)  # 'bfloat16' or 'float32'
 
@@ -24,6 +24,8 @@ MARGIN = 1.2  # how many times faster bfloat16 has to be
 SECONDS = 0.1  # that the timing takes, if not a single turn of each takes longer
 WIDEST = 1024  # beyond which products are alike
 LARGEST = 2 ** 28  # multiplications in a product
+PEAKS = {'H100 PCIe': 756e12, 'H100': 989e12, 'H200': 989e12, 'B200': 2250e12, 'A100': 312e12,
+         'A10G': 70e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12, 'RTX 3090': 71e12}
 WEIGHTS = 2 ** 25  # numbers in the weights that are read in a turn, too many for a CPU's caches
 
 
@@ -84,6 +86,13 @@ def kind_of_cpu():
         name = ' '.join(re.findall(r'model name\s*: (.*)', text)) or name
         can_do = f' {zlib.crc32(str(lines).encode()):08x}'
     return name + can_do
+
+
+def peak_rate(device):
+    """The FLOP/s of a GPU's products in bfloat16, without sparsity, by the maker's data sheet; None
+    for another device."""
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else ''
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
 # --- what is kept --------------------------------------------------------------------------------

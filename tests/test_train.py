@@ -571,6 +571,19 @@ def test_a_loss_that_is_not_finite_makes_the_gradient_so(home, monkeypatch):
     assert equal(before, model.state_dict())
 
 
+def test_the_line_of_progress_says_which_part_of_the_peak_the_products_are(
+        home, monkeypatch, capsys):
+    options = options_of('--vocab_size=40')
+    model, flops = GPT(options), train.flops_per_token(GPT(options))
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and
+                   'shares' not in name)  # the embedding's are the head's
+    assert flops == 6 * matrices + 12 * options.n_layer * options.n_embd * options.block_size
+    monkeypatch.setattr(train, 'peak_rate', lambda device: 1e15)
+    train.main([*TINY, '--max_steps=1'])
+    assert re.search(r'tokens/s \(0% of the peak\)  0:00 left', capsys.readouterr().out)
+
+
+
 def test_a_few_steps_that_are_not_finite_are_skipped_logged_and_said(home, monkeypatch, capsys):
     normal, calls = train.clip_gradient, iter(range(100))
 

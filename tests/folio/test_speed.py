@@ -70,3 +70,11 @@ def test_both_formats_are_timed_at_any_size(monkeypatch, question):
     assert seconds.keys() == speed.FORMATS.keys()
     assert all(0 < value < math.inf for value in seconds.values())
     assert 0 < max(multiplied) <= speed.LARGEST
+
+
+def test_the_peak_of_a_gpu_is_known_by_its_name(monkeypatch):
+    for name, peak in (('NVIDIA H100 80GB HBM3', 989e12), ('NVIDIA H100 PCIe', 756e12),
+                       ('NVIDIA A100-SXM4-40GB', 312e12), ('Quadro 1000', None)):
+        monkeypatch.setattr(speed.torch.cuda, 'get_device_name', lambda device, name=name: name)
+        assert speed.peak_rate(speed.torch.device('cuda')) == peak
+    assert speed.peak_rate(speed.torch.device('cpu')) is None
