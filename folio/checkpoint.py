@@ -269,11 +269,12 @@ def check_data(dataset, saved, ours):
 
 def move_old_run(folder):
     """Give the folder another name, out/NAME.1, .2, ..., if there is a run in it, and say so. The
-    files of one that can't be renamed, a mount or where the user is, move into a folder in it."""
+    files of one that can't be renamed, a mount, a folder of other things or where the user is,
+    move into a folder in it."""
     if not any((folder / name).exists() for name in (*RESUMABLE, 'best.pt', 'log.jsonl')):
         return
     folder = folder.resolve()  # not a link, but what it leads to
-    if os.path.ismount(folder) or Path.cwd().is_relative_to(folder):
+    if os.path.ismount(folder) or Path.cwd().is_relative_to(folder) or has_more(folder):
         moved = first_free(folder / folder.name)
         moved.mkdir()
         for name in RUN_FILES:  # and nothing else that the user has there
@@ -282,6 +283,12 @@ def move_old_run(folder):
     else:
         moved = folder.rename(first_free(folder))
     print(f'the run that was in {short(folder)} is now {short(moved)}')
+
+
+def has_more(folder):
+    """Whether a folder is more than a run's: the scripts', that of all data sets, or a home."""
+    return any(path.suffix == '.py' or path.is_dir() and path.name != 'wandb'
+               for path in folder.iterdir())
 
 
 def first_free(path):

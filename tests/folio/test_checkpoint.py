@@ -183,6 +183,20 @@ def test_where_the_user_is_the_files_move_into_a_folder_of_their_own(tmp_path, m
     assert (tmp_path / f'{tmp_path.name}.1' / 'log.jsonl').exists()
 
 
+@pytest.mark.parametrize('other', ['train.py', 'shakespeare_char/'])
+def test_of_a_folder_of_other_things_a_run_alone_is_moved(tmp_path, other):
+    folder = tmp_path / 'data'
+    folder.mkdir()
+    if other.endswith('/'):
+        (folder / other).mkdir()
+    else:
+        (folder / other).touch()
+    (folder / 'ckpt.pt').touch()
+    move_old_run(folder)
+    assert (folder / other).exists() and (folder / 'data.1/ckpt.pt').exists()
+    assert not (folder / 'ckpt.pt').exists()
+
+
 def test_a_converted_model_is_not_put_away(tmp_path):
     checkpoint.save({'model': {}}, tmp_path / 'ckpt.pt')
     with pytest.raises(UserError, match='no run made; name another out_dir'):
