@@ -40,7 +40,9 @@ class GPTConfig:
     qk_norm: bool = True  # normalize queries and keys
     bias: bool = False  # linear layers, and layernorms with weights, have biases
     tied: bool = True  # the head's weights are the embedding's
+    token_shift: bool = True  # sublayers see a learned share of the token before, by channel
     dropout: Annotated[float, '>= 0', '< 1'] = 0.0  # of embeddings, attention and sublayers
+    attention_dropout: Annotated[float | None, '>= 0', '< 1'] = None  # None: as dropout
     recompute: bool = False  # blocks' activations in the backward pass: less memory, more time
 
     def resolved(self):
@@ -88,19 +90,22 @@ class GPTConfig:
 
 
 SHAPE = [field.name for field in dataclasses.fields(GPTConfig)  # what the weights depend on
-         if field.name not in ('dropout', 'recompute')]
+         if field.name not in ('dropout', 'attention_dropout', 'recompute')]
 
 
 class KVCache:
     """The keys and values of the tokens so far, so that each is computed once.
 
     config: a resolved GPTConfig. `length` tokens are in it; setting it to 0 empties the cache.
+    `last` is what came to the sublayers of the latest token, for token_shift.
     """
 
     def __init__(self, config, batch_size, device=None, dtype=None):
         head_size = config.n_embd // config.n_head
         shape = (config.n_layer, 2, batch_size, config.n_kv_head, config.block_size, head_size)
         self.kv = torch.zeros(shape, device=device, dtype=dtype)  # (layers, 2, B, K, block_size, D)
+        self.last = torch.zeros((config.n_layer, 2, batch_size, 1, config.n_embd), device=device,
+                                dtype=dtype)  # (layers, sublayers, B, 1, C)
         self.length = 0
 
     def update(self, layer, k, v):
@@ -109,6 +114,13 @@ class KVCache:
         self.kv[layer, 0, :, :, self.length:end] = k
         self.kv[layer, 1, :, :, self.length:end] = v
         return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
+
+    def token_before(self, layer, sublayer, x):
+        """What came to a sublayer of the token before x (B, T, C), zeros before the first:
+        (B, 1, C). What comes of the last one in x is kept."""
+        before = self.last[layer, sublayer].clone()
+        self.last[layer, sublayer] = x[:, -1:]
+        return before if self.length else torch.zeros_like(before)
 
 
 def make_norm(config, size):
@@ -168,7 +180,9 @@ class Attention(nn.Module):
 
     def __init__(self, config, layer):
         super().__init__()
-        self.layer, self.dropout = layer, config.dropout
+        self.layer, self.dropout = layer, config.attention_dropout
+        if self.dropout is None:
+            self.dropout = config.dropout
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
         self.head_size = config.n_embd // config.n_head
         channels = (self.n_head + 2 * self.n_kv_head) * self.head_size
@@ -230,10 +244,27 @@ class Block(nn.Module):
         self.norm2 = make_norm(config, config.n_embd) if config.mlp != 'none' else None
         self.mlp = MLP(config) if config.mlp != 'none' else None
         self.dropout = nn.Dropout(config.dropout)
+        self.layer = layer
+        sublayers = 1 if self.mlp is None else 2
+        zeros = torch.zeros(sublayers, config.n_embd)
+        self.shares = nn.Parameter(zeros) if config.token_shift else None
 
     def forward(self, x, rope, cache):
-        x = x + self.dropout(self.attention(self.norm1(x), rope, cache))
-        return x if self.mlp is None else x + self.dropout(self.mlp(self.norm2(x)))
+        x = x + self.dropout(self.attention(self.shift(self.norm1(x), 0, cache), rope, cache))
+        if self.mlp is None:
+            return x
+        return x + self.dropout(self.mlp(self.shift(self.norm2(x), 1, cache)))
+
+    def shift(self, x, sublayer, cache):
+        """x (B, T, C) for a sublayer, where a learned share of each channel is that of the token
+        before: RWKV's token shift (Peng et al. 2023, arXiv:2305.13048)."""
+        if self.shares is None:
+            return x
+        before = torch.zeros_like(x[:, :1])
+        if cache is not None:
+            before = cache.token_before(self.layer, sublayer, x)
+        before = torch.cat((before, x[:, :-1]), dim=1)  # (B, T, C)
+        return x.lerp(before, self.shares[sublayer].to(x.dtype))
 
 
 def cross_entropy(x, weight, targets, most=2 ** 25):

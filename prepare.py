@@ -77,10 +77,9 @@ def read_options(argv):
     words = folio.options.words_of(PrepareConfig, argv)
     recipes = [word for option, word in words if option is None]
     options.name = options.name or (Path(recipes[-1]).stem if recipes else None)
-    if not options.name:
-        raise UserError('what to prepare? A recipe, data/NAME.py, or --input=FILE --name=NAME')
-    if not re.fullmatch(NAME, options.name):
-        raise UserError(f'--name={options.name}: a name has letters, digits, _, . and - only')
+    if not re.fullmatch(NAME, options.name or ''):
+        raise UserError('what to prepare? A recipe, data/NAME.py, or --input=FILE --name=NAME; a '
+                        'name has letters, digits, _, . and - only')
     if bool(options.input) == bool(options.url):
         raise UserError(f'{options.name}: give either input or url (--input=FILE or --url=URL)')
     if options.sha256 and len(options.sha256) != len(options.url):
@@ -123,7 +122,6 @@ def known_spec(name):
 @contextlib.contextmanager
 def cleaned(folder):
     """The folder, in which nothing unfinished stays behind; a failure to write is a UserError."""
-    existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
@@ -132,7 +130,7 @@ def cleaned(folder):
     finally:
         for name in UNFINISHED:  # and no other file, which would be the user's
             (folder / name).unlink(missing_ok=True)
-        if not existed and not any(folder.iterdir()):
+        with contextlib.suppress(OSError):  # it is not empty
             folder.rmdir()
 
 
@@ -170,10 +168,11 @@ def raw_files(options, folder):
 def keep_standard_input(path):
     """Write standard input to a file, since a text is read more than once; UserError for JSON."""
     import shutil  # which loads compressions
-    with open(path, 'wb') as file:
+    with open(path, 'w+b') as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
-    if texts.looks_like_json(path):
-        raise UserError('the standard input is JSON: put it into a file that ends in .jsonl')
+        file.seek(0)
+        if re.match(rb'\s*\[?\s*\{\s*"', file.read(1 << 12)):
+            raise UserError('the standard input is JSON: put it into a file that ends in .jsonl')
 
 
 def downloaded_files(options, folder):
@@ -181,10 +180,9 @@ def downloaded_files(options, folder):
     from folio.download import fetch_file  # which loads more than others need
     urls = options.url[:options.max_files]
     names = [options.file or re.split('[?#]', url)[0].rpartition('/')[2] for url in urls]
-    if not all(re.fullmatch(r'[^/\0]+', name) and name not in ('.', '..') for name in names):
-        raise UserError(f'{options.name}: a URL does not end in a file name; give one, --file=NAME')
-    if len(set(names)) < len(names):
-        raise UserError(f'{options.name}: the URLs end in the same name')
+    if len({name for name in names if re.fullmatch(r'[^/]*[^/.]', name)}) < len(urls):
+        raise UserError(f'{options.name}: each URL has to end in a file name of its own; '
+                        '--file=NAME gives one to a single file')
     texts.check_libraries(names)  # before hours of fetching
     sums = options.sha256[:len(urls)] or [None] * len(urls)
     return list(map(fetch_file, urls, [folder / name for name in names], sums))
@@ -193,8 +191,8 @@ def downloaded_files(options, folder):
 # --- documents -----------------------------------------------------------------------------------
 
 class Source:
-    """The documents of the files, which are read again for each pass; fewer than
-    WHOLE_DOCUMENTS_FROM without exact copies, which might end up in the other split."""
+    """The documents of the files, which are read again for each pass. Fewer than
+    WHOLE_DOCUMENTS_FROM are joined, without exact copies, which might end up in the other split."""
 
     def __init__(self, paths, options):
         self.paths, self.options = paths, options
@@ -202,23 +200,22 @@ class Source:
         self.found = {}  # what was changed in the texts, or left out, see texts.documents
         self.read_files = functools.partial(
             texts.documents, paths, options.field, options.crlf, self.found)
+        several = len(list(itertools.islice(self.read_files(), 2))) > 1  # else no copies
+        first = itertools.islice(self.read_files(), LARGE) if several else []
+        known = self.fingerprints = [document.fingerprint() for document in first]
+        self.joined = len(set(known)) < WHOLE_DOCUMENTS_FROM and len(known) < LARGE
+        first_at = {digest: number for number, digest in reversed([*enumerate(known)])}
+        self.copies = {number for number, digest in enumerate(known)
+                       if self.joined and first_at[digest] < number}
         self.documents_read = 0
-        alone = len(list(itertools.islice(self.read_files(), 2))) < 2  # there is nothing to compare
-        self.fingerprints = [] if alone else [
-            document.fingerprint() for document in itertools.islice(self.read_files(), LARGE)]
-        distinct = len(set(self.fingerprints))
-        self.joined = distinct < WHOLE_DOCUMENTS_FROM and len(self.fingerprints) < LARGE
 
     def documents(self):
         """The Documents, in order; documents_read counts those of the latest pass."""
-        self.documents_read, seen = 0, set()
+        self.documents_read = 0
         for number, document in enumerate(self.read_files()):
-            if self.joined and self.fingerprints:
-                if self.fingerprints[number] in seen:
-                    continue
-                seen.add(self.fingerprints[number])
-            self.documents_read += 1
-            yield document
+            if number not in self.copies:
+                self.documents_read += 1
+                yield document
 
     def texts(self, what, cut=iter):
         """The texts of all documents, in pieces, with a bar that says what is done with them. cut:
@@ -238,12 +235,6 @@ class Source:
             counts[:len(found)] += found
         return counts
 
-    def count_characters(self):
-        """How many characters the texts have."""
-        if self.options.tokenizer == 'char':  # whose vocabulary needs more than their number
-            return int(self.character_counts.sum())
-        return sum(map(len, self.texts('counting')))
-
     def spec(self):
         """The dict of a tokenizer made for these texts: bpe:N, or characters."""
         kind, _, size = self.options.tokenizer.partition(':')
@@ -253,7 +244,7 @@ class Source:
         """The dict of a tokenizer of the characters, or of the max_vocab commonest, which then have
         UNKNOWN among them."""
         counts, limit = self.character_counts.copy(), self.options.max_vocab
-        if len(set(self.fingerprints)) > 1:  # documents, which a newline has to separate
+        if self.documents_read > 1:  # which a newline has to separate
             counts[ord('\n')] = counts.max() + 1
         codes = np.flatnonzero(counts)
         if limit is None or len(codes) <= limit:
@@ -266,31 +257,24 @@ class Source:
         """Pieces of text, spread over the files: BPE_SAMPLE characters at most, and fewer of a text
         with very many different words."""
         taken, words, seen = 0, 0, set()
-        on_disk = sum(path.stat().st_size for path in self.paths)
-        size = texts.plain_size(self.paths) or 4 * on_disk  # about, where it is compressed
-        step = max(1, -(-size // BPE_SAMPLE))
-        if step > 1:
-            print(f'learning the vocabulary from {BPE_SAMPLE / 1e6:.0f} million characters of it')
+        step = -(-self.character_counts.sum() // BPE_SAMPLE)
         cut = functools.partial(texts.at_words, size=BPE_PIECE)
         for text in itertools.islice(self.texts('learning', cut), 0, None, step):
-            if taken >= BPE_SAMPLE:
-                return
-            if words >= BPE_WORDS:
-                print(f'learning the vocabulary from {taken:,} characters: there is no memory set '
-                      'aside for more different words')
-                return
+            if taken >= BPE_SAMPLE or words >= BPE_WORDS:
+                break
             yield text
             taken += len(text)
             new = set(re.findall(r'\w+|[^\w\s]+', text)) - seen
             seen |= new
             words += len(''.join(new).encode())
+        print(f'the vocabulary is learned from {taken:,} characters')
 
     def parts(self):
         """(split, pieces of text) of each document; UserError for a text too short to split."""
         fraction = self.options.val_fraction
         if not self.joined:
             return split_by_hash(self.documents(), validation_hashes(self.fingerprints, fraction))
-        characters = self.count_characters()
+        characters = int(self.character_counts.sum())
         cut = int(characters * (1 - fraction))
         if not 0 < cut < characters:
             raise UserError(f'{self.options.name}: {characters} characters are too few to split')
@@ -331,13 +315,12 @@ def split_by_position(documents, cut):
 
 
 def halve(documents, cut):
-    """(number of the document, split, text) for both sides of character `cut` in each piece."""
+    """(number of the document, split, text) of each piece, in two where it has character `cut`."""
     for number, document in enumerate(documents):
         for text in document.pieces():
-            if text[:cut]:
-                yield number, 'train', text[:cut]
-            if text[cut:]:
-                yield number, 'val', text[cut:]
+            for split, half in (('train', text[:cut]), ('val', text[cut:])):
+                if half:
+                    yield number, split, half
             cut = max(cut - len(text), 0)
 
 
@@ -374,12 +357,12 @@ def encode_group(tokenizer, group):
     (split, text)."""
     made, counts, dtype = {split: bytearray() for split in SPLITS}, Counter(), dtype_of(tokenizer)
     for split, text in group:
-        ids = [tokenizer.start] if text == texts.SEPARATOR else tokenizer.encode(text)
-        made[split] += np.asarray(ids, dtype).tobytes()
+        known = [tokenizer.start] if text == texts.SEPARATOR else tokenizer.encode(text)
+        ids = np.asarray(known, dtype)
+        made[split] += ids.tobytes()
         counts.update({split: len(ids), 'characters': len(text), 'bytes': len(text.encode())})
-    if tokenizer.unknown is not None:
-        counts['unknown'] = sum(np.count_nonzero(np.frombuffer(ids, dtype) == tokenizer.unknown)
-                                for ids in made.values())
+        if tokenizer.unknown is not None:
+            counts['unknown'] += np.count_nonzero(ids == tokenizer.unknown)
     return made, counts
 
 
@@ -439,16 +422,12 @@ def report(folder, meta, counts, tokenizer):
 
 def report_changes(source):
     """Print what was changed in the texts, or left out."""
-    changes = Counter()
-    for (_, what), count in source.found.items():
-        changes[what] += count
-    if changes[texts.CRLF]:
-        print(f'{changes[texts.CRLF]:,} line ends \\r\\n became \\n (--crlf=True keeps them)')
-    if changes[texts.EMPTY]:
-        print(f'documents without a text, left out: {changes[texts.EMPTY]:,}')
-    copies = len(source.fingerprints) - source.documents_read
-    if source.joined and copies > 0:
-        print(f'exact copies of others, left out: {copies}')
+    for kind in (texts.CRLF, texts.EMPTY):
+        count = sum(number for (_, what), number in source.found.items() if what == kind)
+        if count:
+            print(f'{count:,} {kind}')
+    if source.copies:
+        print(f'{len(source.copies):,} exact copies of other documents were left out')
 
 
 # --- token files, read ---------------------------------------------------------------------------
@@ -463,7 +442,8 @@ class Tokens:
 
     def __init__(self, paths, dtype, vocab_size, count=None):
         self.paths, self.vocab_size = paths, vocab_size
-        self.open = functools.lru_cache(256)(open_unbuffered)  # systems allow 1,024 open files
+        self.open = functools.lru_cache(256)(  # systems allow 1,024 open files
+            functools.partial(open, mode='rb', buffering=0))
         self.shards = [read_header(path, np.dtype(dtype)) for path in paths]
         self.ends = np.cumsum([count for *_, count in self.shards])
         if count not in (None, len(self)):
@@ -503,30 +483,24 @@ class Tokens:
             row, column = np.argwhere(ids >= self.vocab_size)[0]
             place = starts[row] + column
             error = UserError(f'{self.paths[self.shard_of(place)]}: token {place:,} of the split '
-                              f'is {ids[row, column]}, beyond the vocabulary of '
-                              f'{self.vocab_size:,} ids')
+                              f'is {ids[row, column]}, beyond the {self.vocab_size:,} known ids')
             error.any_rank = True
             raise error
         return ids
 
 
-def open_unbuffered(path):
-    return open(path, 'rb', buffering=0)
-
-
 def read_header(path, dtype):
     """(dtype, offset, count): where the ids of a token file are; UserError if it is cut."""
     size = path.stat().st_size
-    with open_unbuffered(path) as file:
-        head = np.frombuffer(file.read(12), '<i4').tolist() if size >= 12 else []
+    with open(path, 'rb') as file:
+        head = np.frombuffer(file.read(12).ljust(12, b'\0'), '<i4').tolist()
+    offset, count = 0, size // dtype.itemsize
     if head[:2] == LLMC_HEADER:
-        if head[2] < 0 or size != 1024 + 2 * head[2]:
-            raise UserError(f'{path} is half made: it has {size:,} bytes, its header says '
-                            f'{head[2]:,} tokens of 2')
-        return np.dtype('<u2'), 1024, head[2]
-    if size % dtype.itemsize:
-        raise UserError(f'{path} has {size:,} bytes, no whole number of {dtype} tokens')
-    return dtype, 0, size // dtype.itemsize
+        dtype, offset, count = np.dtype('<u2'), 1024, head[2]
+    if count < 0 or size != offset + count * dtype.itemsize:
+        raise UserError(f'{path} is half made: it has {size:,} bytes, not {offset:,} and '
+                        f'{count:,} tokens of {dtype.itemsize}')
+    return dtype, offset, count
 
 
 def open_corpus(name, spec=None):

@@ -10,7 +10,6 @@ from folio import cli  # first of all, for then an interrupt while torch is load
 # isort: split
 import contextlib
 import dataclasses
-import inspect
 import math
 import os
 import textwrap
@@ -48,7 +47,7 @@ class TrainConfig(GPTConfig):
     seed: Annotated[int, '>= 0', '<= 9e18'] = 1337  # of weights, order, dropout
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of the matrix products
-    compile: bool | Literal['auto'] = 'auto'  # torch.compile; auto: on CUDA, where it works
+    compile: bool | Literal['auto'] = 'auto'  # torch.compile; auto: on CUDA, or in a long run
     batch_size: Annotated[int, '>= 1'] = 8  # sequences in one optimizer step, over all devices
     batch_size_start: Annotated[int | None, '>= 1'] = None  # of the first step; rises in multiples
     batch_ramp_tokens: Annotated[int | None, '>= 1'] = None  # the tokens over which it rises
@@ -104,12 +103,11 @@ class Run:
     journal: Journal | None = None  # on rank 0
     writer: checkpoint.Writer = field(default_factory=checkpoint.Writer)
     signals: Signals = field(default_factory=Signals)
+    stopped_by: int = 0  # the signal that ends it, as all processes know it
     begin: float = 0.0  # when it began, by perf_counter
-    pending: list = field(default_factory=list)  # records of the steps since the last report
-    records: list = field(default_factory=list)  # those that are yet to be logged
+    records: list = field(default_factory=list)  # of the steps since the last report
     reported: tuple = (0.0, 0)  # the seconds and sequences of the last report
-    first_step: int = 0  # where it started or went on
-    saved: float = 0.0  # the seconds of the last checkpoint
+    saved: float = -math.inf  # the seconds of the last checkpoint; -inf: the next is overdue
     bad_steps: int = 0  # steps in a row whose loss or gradient was not finite
 
 
@@ -133,7 +131,9 @@ def set_up(options, given, machine):
     named, a dict."""
     options, state, resumed = machine.together(starting_point, options, given)
     sequences = options.micro_batch_size or options.batch_size // machine.world
-    options = machine.choose(options, given, sequences * options.block_size, options.n_embd)
+    seconds = time_limit(options) if options.max_steps is None else 0
+    options = machine.choose(options, given, sequences * options.block_size, options.n_embd,
+                             seconds)
     return machine.together(make_run, options, state, resumed, machine)
 
 
@@ -156,14 +156,15 @@ def make_run(options, state, resumed, machine):
 
 def starting_point(options, given):
     """(options, checkpoint or None, whether it is resumed): where --resume or --init_from start."""
-    check_batches(options)
     folder = folder_of(options)
     if options.resume and can_resume(folder):
         return *checkpoint.resume(options, given, folder, SHAPE), True
     checkpoint.check_not_converted(folder)
-    if options.init_from is not None:
-        return *checkpoint.start_from(options, given, folder, SHAPE), False
-    return options, None, False
+    if options.resume:
+        print(f'there is no {cli.short(folder / "ckpt.pt")} to go on from: a new run starts')
+    if options.init_from is None:
+        return options, None, False
+    return *checkpoint.start_from(options, given, folder, SHAPE), False
 
 
 def folder_of(options):
@@ -180,27 +181,21 @@ def can_resume(folder):
     return any((folder / name).exists() for name in checkpoint.RESUMABLE)
 
 
-def check_batches(options):
-    """UserError unless the batch can rise from batch_size_start to batch_size."""
-    start, ramp = options.batch_size_start, options.batch_ramp_tokens
-    if (start is None) != (ramp is None):
-        raise UserError('batch_size_start and batch_ramp_tokens need each other')
-    if start and options.batch_size % start:
-        raise UserError(f'batch_size={options.batch_size} is not a multiple of '
-                        f'batch_size_start={start}')
-
-
 def check_sizes(options, train_tokens, val_tokens, world):
-    """UserError if a batch can't be dealt to the processes, or a split is too short."""
+    """UserError if a batch can't rise or be dealt to the processes, or a split is too short."""
     if len(train_tokens) < 2 * options.block_size or len(val_tokens) < 2:
         raise UserError(f'{options.dataset} is too short for block_size={options.block_size}: it '
                         f'has {len(train_tokens):,} tokens for training, which needs two blocks, '
                         f'and {len(val_tokens):,} for validation, which needs 2')
+    if (options.batch_size_start is None) != (options.batch_ramp_tokens is None):
+        raise UserError('batch_size_start and batch_ramp_tokens need each other')
     name = 'batch_size_start' if options.batch_size_start else 'batch_size'
-    micro = options.micro_batch_size or 1
-    if getattr(options, name) % (world * micro):
-        raise UserError(f'{name}={getattr(options, name)} is not divisible by {world} (processes) '
-                        f'x {micro} (micro_batch_size)')
+    first, micro = getattr(options, name), options.micro_batch_size or 1
+    if options.batch_size % first:
+        raise UserError(f'batch_size={options.batch_size} is not a multiple of {name}={first}')
+    if first % (world * micro):
+        raise UserError(f'{name}={first} is not divisible by {world} (processes) x {micro} '
+                        '(micro_batch_size)')
 
 
 def fit_to_data(options, state, meta):
@@ -220,9 +215,8 @@ def make_tokenizer(dataset, meta, spec):
     """The Tokenizer of this dict, or None for None; UserError if meta.json contradicts it."""
     with checkpoint.damaged(f'the tokenizer of {dataset}'):
         tokenizer = Tokenizer(spec) if spec else None
-    if meta['tokenizer'] and tokenizer.vocab_size != meta['vocab_size']:
-        raise UserError(f'{dataset} is damaged: its tokenizer has {tokenizer.vocab_size:,} ids, '
-                        f'and meta.json says {meta["vocab_size"]:,}')
+        if meta['tokenizer'] and tokenizer.vocab_size != meta['vocab_size']:
+            raise ValueError(f'{tokenizer.vocab_size} ids, but meta.json has {meta["vocab_size"]}')
     return tokenizer
 
 
@@ -247,12 +241,11 @@ def restore(run, state):
     with checkpoint.damaged('the checkpoint'):
         checkpoint.check_data(run.options.dataset, state.get('data'), run.data)
         load_states(run.optimizers, state['optimizers'])
-        if state['scaler'] and run.scaler.is_enabled():  # another dtype may have one or none
+        if state['scaler']:
             run.scaler.load_state_dict(state['scaler'])
         saved = {'evaluated': state['step'], 'tracker': state.get('wandb')} | state  # older files
-        names = [field.name for field in dataclasses.fields(Progress)]
-        run.progress = Progress(**{name: saved[name] for name in names})
-    run.resumed = True
+        run.progress = Progress(**{name: saved[name] for name in vars(run.progress)})
+    run.resumed, run.saved = True, run.progress.seconds
 
 
 def check_same_on_ranks(run):
@@ -350,26 +343,24 @@ def ends_soon(options, progress):
 def rate_factor(options, progress):
     """The learning rate of the next step, as a share of its peak: a linear warmup, then a cosine
     (Loshchilov & Hutter 2017, arXiv:1608.03983) along max_steps, or else along max_seconds."""
-    share, warmup = warmup_share(options, progress)
-    if share < 1:
-        return share
+    sequences, warmup = progress.sequences, warmup_sequences(options)
+    if sequences < warmup:
+        size = sequences_in_step(options, sequences)
+        return (sequences + size) / (warmup + size)
     if options.max_steps is None:
         done = progress.seconds / time_limit(options)
     else:
         total = sequences_after(options, options.max_steps)
-        done = max(0, progress.sequences - warmup) / max(1, total - warmup)
+        done = (sequences - warmup) / max(1, total - warmup)
     floor = options.min_lr / options.learning_rate
     return floor + (1 - floor) * (1 + math.cos(math.pi * min(1, done))) / 2
 
 
-def warmup_share(options, progress):
-    """(how much of the warmup is over after the next step, the sequences that it takes)."""
+def warmup_sequences(options):
+    """How many sequences the warmup takes."""
     if options.warmup_tokens is None:
-        warmup = sequences_after(options, options.warmup_steps)
-        return (progress.step + 1) / (options.warmup_steps + 1), warmup
-    seen = progress.sequences + sequences_in_step(options, progress.sequences)
-    share = seen * options.block_size / max(1, options.warmup_tokens)
-    return share, options.warmup_tokens / options.block_size
+        return sequences_after(options, options.warmup_steps)
+    return options.warmup_tokens / options.block_size
 
 
 def sequences_in_step(options, sequences):
@@ -385,13 +376,11 @@ def sequences_in_step(options, sequences):
 def sequences_after(options, steps):
     """How many sequences `steps` steps take from the start of the run."""
     sequences = 0
-    while steps > 0:
-        size, count = sequences_in_step(options, sequences), steps
-        if size < options.batch_size:  # the next size comes when the ramp has risen by this one
-            slope = (options.batch_size - options.batch_size_start) * options.block_size
-            end = math.ceil(size * options.batch_ramp_tokens / slope)
-            count = min(steps, math.ceil((end - sequences) / size))
-        sequences, steps = sequences + count * size, steps - count
+    for step in range(steps):
+        size = sequences_in_step(options, sequences)
+        if size == options.batch_size:  # as in all steps from here on
+            return sequences + (steps - step) * size
+        sequences += size
     return sequences
 
 
@@ -409,7 +398,7 @@ def train_step(runner, optimizers, scaler, tokens, options, machine, progress):
     total = torch.zeros((), device=machine.device)
     for i in range(size // micro):
         x, y = get_batch(tokens, first + i * micro, micro, options, machine.device)
-        if options.dropout:
+        if options.dropout or options.attention_dropout:
             torch.manual_seed(dropout_seed(options.seed, progress.step, i, machine.rank))
         if machine.world > 1:
             runner.require_backward_grad_sync = i == size // micro - 1
@@ -450,10 +439,10 @@ def update_weights(optimizers, scaler, norm):
 def validate(model, tokens, machine, limit=None, token_bytes=None, signals=None):
     """(nats per token, bits per byte or None) over the first `limit` tokens (None: all), each
     predicted from those before it in its window of block_size. token_bytes: the bytes of each id.
-    (None, None) where a process has a signal to stop.
+    A signal to stop ends it, and the numbers mean nothing.
     """
     signals = signals or Signals()
-    sums = torch.zeros(3, dtype=torch.float64)  # nats, bytes, processes that were stopped
+    sums = torch.zeros(2, dtype=torch.float64)  # nats, bytes
     predicted = min(len(tokens), limit or len(tokens)) - 1  # all but the first
     batches = validation_batches(predicted, model.config.block_size, model.config.vocab_size)
     model.eval()
@@ -466,12 +455,9 @@ def validate(model, tokens, machine, limit=None, token_bytes=None, signals=None)
             logits = model.forward(x).flatten(0, 1).float()  # by the uncompiled model
         nats = F.cross_entropy(logits, y.to(machine.device), reduction='none')
         n_bytes = 0 if token_bytes is None else token_bytes[y].sum()
-        sums += torch.tensor([nats.cpu().double().sum(), n_bytes, 0])
+        sums += torch.tensor([nats.cpu().double().sum(), n_bytes])
     model.train()
-    sums[2] = bool(signals.stop)
-    nats, n_bytes, stopped = machine.sum(sums).tolist()
-    if stopped:
-        return None, None
+    nats, n_bytes = machine.sum(sums).tolist()
     return nats / predicted, nats / math.log(2) / n_bytes if n_bytes > 0 else None
 
 
@@ -504,122 +490,115 @@ def sample(model, tokenizer, seed):
 
 def evaluate_run(run, say):
     """Validate the model and draw a sample; the numbers go into the record of the last step.
-    Returns (whether it is done, or a signal to stop came; whether the loss is the lowest)."""
-    progress, machine, tokenizer = run.progress, run.machine, run.tokenizer
-    loss, bits = validate(run.model, run.val_tokens, machine, run.options.eval_tokens,
+    Returns whether the loss is the lowest; False, and no more, if a signal to stop comes."""
+    progress, tokenizer = run.progress, run.tokenizer
+    loss, bits = validate(run.model, run.val_tokens, run.machine, run.options.eval_tokens,
                           tokenizer and torch.tensor(tokenizer.text_lengths), run.signals)
-    if loss is None:
-        return False, False
-    refuse_nan(run, 'validation loss', loss)
-    run.records = run.records or [{'step': progress.step, 'tokens': tokens_seen(run)}]
+    agree(run)
+    if run.stopped_by:
+        return False
+    if not math.isfinite(loss):
+        end_with_last_good(run, f'step {progress.step}: the validation loss is {loss}')
+    tokens = progress.sequences * run.options.block_size
+    run.records = run.records or [{'step': progress.step, 'tokens': tokens}]
     run.records[-1] |= {'val_loss': loss, 'bits_per_byte': bits}
-    best, progress.best_loss = loss < progress.best_loss, min(loss, progress.best_loss)
-    progress.evaluated = progress.step
     if run.journal and tokenizer:
         text = sample(run.model, tokenizer, run.options.seed + progress.step)
         run.journal.sample(progress.step, text)
         say(text)
     bits_text = f', {bits:.4f} bits per byte' if bits else ''
     say(f'step {progress.step:,}: validation loss {loss:.4f}{bits_text}')
-    return True, best
-
-
-def refuse_nan(run, name, number):
-    """UserError if a number is not finite."""
-    if not math.isfinite(number):
-        end_with_last_good(run, f'step {run.progress.step}: the {name} is {number}')
+    best, progress.best_loss = loss < progress.best_loss, min(loss, progress.best_loss)
+    progress.evaluated = progress.step
+    return best
 
 
 def end_with_last_good(run, what):
     """UserError of all processes, which says what happened and where the last checkpoint is."""
+    if run.journal:
+        run.journal.log(run.records)
     run.writer.wait()
     run.machine.maximum(0)  # all end together, or torchrun kills one
     path = run.folder / 'ckpt.pt'
     raise UserError(f'{what}; the last good checkpoint: {path if path.exists() else "none"}')
 
 
-def tokens_seen(run):
-    """The tokens that a run was trained on."""
-    return run.progress.sequences * run.options.block_size
-
-
 # --- the run -------------------------------------------------------------------------------------
 
 def train(run):
     """The run, from its first step or its checkpoint's to its end; returns the exit code."""
-    options, progress, folder = run.options, run.progress, run.folder
+    options, progress = run.options, run.progress
     if run.resumed and is_done(options, progress) and progress.evaluated == progress.step:
-        by_clock = options.max_steps is None or progress.step < options.max_steps
-        print(f'{cli.short(folder)} ended at step {progress.step:,}, {progress.seconds:.0f} s; to '
-              f'go on, raise {"max_seconds" if by_clock else "max_steps"}')
+        print(f'{cli.short(run.folder)} ended at step {progress.step:,}, {progress.seconds:.0f} s; '
+              'to go on, raise max_steps or max_seconds')
         return 0
     start(run)
     try:
-        stopped_by = training_loop(run)
-    except Exception:
-        run.writer.wait()  # what was saved before
-        raise
-    run.writer.wait()
-    failed, = run.machine.maximum(len(run.writer.failed))  # all end together, or torchrun kills one
-    reason = 'a signal' if stopped_by else None
+        training_loop(run)
+    finally:
+        run.writer.wait()
+    reason = 'a signal' if run.stopped_by else None
     if reason is None and options.max_steps not in (None, progress.step):
         reason = 'max_seconds'
-    tell_end(folder, progress.step, progress.best_loss, reason)
+    tell_end(run.folder, progress.step, progress.best_loss, reason)
+    failed, = run.machine.maximum(len(run.writer.failed))  # all end together, or torchrun kills one
     if failed:
-        raise UserError(f'the last checkpoint of {folder} could not be saved')
-    return 128 + stopped_by if stopped_by else 0
+        raise UserError(f'the last checkpoint of {run.folder} could not be saved')
+    return 128 + run.stopped_by if run.stopped_by else 0
 
 
 def start(run):
     """Make the folder of the run, or open it again, and say what is trained."""
-    options, machine, progress = run.options, run.machine, run.progress
+    machine, progress = run.machine, run.progress
     if run.resumed:
         print(f'going on from step {progress.step:,} of {cli.short(run.folder)}')
-    elif options.resume:
-        print(f'there is no {cli.short(run.folder / "ckpt.pt")} to go on from: a new run starts')
-    if not run.resumed:
+    else:
         machine.on_rank_0(checkpoint.move_old_run, run.folder)
-    run.journal = machine.on_rank_0(Journal, run.folder, options, progress.step, progress.tracker)
-    if run.journal and run.journal.tracker:
-        progress.tracker = run.journal.tracker.id
+    run.journal = machine.on_rank_0(Journal, run.folder, run.options, progress.step,
+                                    progress.tracker)
+    if run.journal:
+        progress.tracker = run.journal.tracked
     parameters = sum(p.numel() for p in run.model.parameters())
-    tell_start(options, machine, parameters, len(run.train_tokens))
+    tell_start(run.options, machine, parameters, len(run.train_tokens))
 
 
 def training_loop(run):
-    """Train until the run is done (returns 0) or a signal to stop comes (returns its number)."""
-    options, progress = run.options, run.progress
-    runner = distribute(run.model, run.machine)
-    run.first_step = progress.step
-    run.saved = progress.seconds if run.resumed else -math.inf  # a new run can go on at once
+    """Train until the run is done, or a signal to stop comes."""
+    options, progress, machine = run.options, run.progress, run.machine
+    runner = distribute(run.model, machine)
     run.begin = time.perf_counter() - progress.seconds
     run.reported = (progress.seconds, progress.sequences)
-    with open_bar(run) as bar:
+    with progress_bar(machine.rank == 0, bar_format='{percentage:3.0f}% |{bar}| {desc}',
+                      total=options.max_steps or time_limit(options)) as bar:
         while True:
-            stopped_by, asked = agree(run)
-            if not log_and_save(run, bar, stopped_by, asked):
-                continue  # with the signal that came meanwhile
-            if stopped_by or is_done(options, progress):
-                return stopped_by
+            agree(run)
+            report(run, bar)
+            if run.stopped_by or is_done(options, progress):
+                return
             set_rates(run.optimizers, rate_factor(options, progress))
             values = train_step(runner, run.optimizers, run.scaler, run.train_tokens, options,
-                                run.machine, progress)
+                                machine, progress)
             record_step(run, values)
 
 
-def open_bar(run):
-    """The progress bar of a run."""
-    return progress_bar(run.machine.rank == 0, bar_format='{percentage:3.0f}% |{bar}| {desc}',
-                        total=run.options.max_steps or time_limit(run.options))
+def distribute(model, machine):
+    """What computes the loss: the model, compiled if chosen, or DDP around it, which adds up the
+    processes' gradients."""
+    if machine.compiled:
+        print('compiling: on a CPU half a minute, and a few seconds when it was done before')
+        model.compile()
+    return DistributedDataParallel(model) if machine.world > 1 else model
 
 
 def agree(run):
-    """Take rank 0's clock. Returns the signal to stop that any process got (0: none), and whether
-    any was asked to save: the same for all, without waiting for the GPU."""
+    """Take rank 0's clock, and what any process was told, to stop or to save: the same for all,
+    without waiting for the GPU."""
     seconds = 0.0 if run.machine.rank else seconds_since(run)
     asked, run.signals.save = run.signals.save, False
     run.progress.seconds, stop, asked = run.machine.maximum(seconds, run.signals.stop, asked)
-    return int(stop), bool(asked)
+    run.stopped_by = int(stop)
+    if asked:
+        run.saved = -math.inf
 
 
 def set_rates(optimizers, factor):
@@ -630,85 +609,69 @@ def set_rates(optimizers, factor):
 
 def record_step(run, values):
     """Count a step, whose loss and gradient norm `values` are still on the device."""
-    run.progress.sequences += sequences_in_step(run.options, run.progress.sequences)
-    run.progress.step += 1
-    run.pending.append({'step': run.progress.step, 'tokens': tokens_seen(run),
+    progress = run.progress
+    progress.sequences += sequences_in_step(run.options, progress.sequences)
+    progress.step += 1
+    run.records.append({'step': progress.step,
+                        'tokens': progress.sequences * run.options.block_size,
                         'lr': param_groups(run.optimizers)[0]['lr'], 'values': values,
                         'seconds': seconds_since(run)})
 
 
-def log_and_save(run, bar, stopped_by, asked):
-    """Log, evaluate and save, as far as it is time for that. Returns whether all of it was done:
-    not if a signal to stop came during the evaluation."""
-    logging, evaluating, saving = what_is_due(run, stopped_by, asked)
-    if not logging:
-        return True
+def report(run, bar):
+    """Log, evaluate and save, as far as it is time for that."""
+    evaluating, saving = what_is_due(run)
+    step = run.progress.step  # the first one has a line, too
+    if not saving and step > 1 and step % run.options.log_interval:
+        return
     collect(run, bar)
-    done, best = evaluate_run(run, bar.write) if evaluating else (True, False)
-    if not done:
-        return False
+    best = evaluating and evaluate_run(run, bar.write)
     if run.journal:
         run.journal.log(run.records)
-    if asked:
-        bar.write(f'step {run.progress.step:,}: saving {cli.short(run.folder / "ckpt.pt")}')
     if saving:
         save_run(run, best)
     if run.journal:
         run.journal.track(run.records)
     run.records, run.reported = [], (seconds_since(run), run.progress.sequences)
-    return True
 
 
-def what_is_due(run, stopped_by, asked):
-    """Whether it is time (to log, to evaluate, to save); the run's first step has a line, too."""
+def what_is_due(run):
+    """Whether it is time (to evaluate, to save)."""
     options, progress = run.options, run.progress
     done = is_done(options, progress)
     due = progress.step % options.eval_interval == 0 and not ends_soon(options, progress)
-    evaluating = progress.step > progress.evaluated and not stopped_by and (done or due)
+    evaluating = (done or due) and progress.step > progress.evaluated and not run.stopped_by
     late = progress.seconds - run.saved >= 60 * options.save_minutes
-    saving = bool(evaluating or done or stopped_by or asked or late)
-    first = progress.step == run.first_step + 1
-    return saving or first or progress.step % options.log_interval == 0, evaluating, saving
+    return evaluating, bool(evaluating or done or late or run.stopped_by)
 
 
 def collect(run, bar):
-    """Make the records of the steps since the last time, and show the last one's numbers."""
-    if not run.pending:
+    """Complete the records of the steps since the last report, which waits for the device, and show
+    the last one's numbers; a loss becomes the processes' mean, and what is not finite None."""
+    if not run.records:
         return
-    options, (seconds, sequences) = run.options, run.reported
-    records = summarize(run)  # which waits for the device
-    tokens = (run.progress.sequences - sequences) * options.block_size
-    speed = round(tokens / (seconds_since(run) - seconds))
-    run.records += [record | {'tokens_per_second': speed} for record in records]
-    run.pending = []
-    last = run.records[-1]
-    tell_progress(last, bar, options.max_steps, seconds_left(options, last))
-    refuse_bad_steps(run, records, bar.write)
-
-
-def summarize(run):
-    """The log's records of the pending steps, whose losses and gradient norms are on the device; a
-    loss becomes the processes' mean, and what is not finite None."""
-    values = torch.stack([record.pop('values') for record in run.pending]).cpu().double()
+    values = torch.stack([record.pop('values') for record in run.records]).cpu().double()
     means = run.machine.sum(values) / run.machine.world  # (steps, 2)
-    for record, numbers in zip(run.pending, means.tolist(), strict=True):
+    seconds, sequences = run.reported
+    tokens = (run.progress.sequences - sequences) * run.options.block_size
+    speed = round(tokens / (seconds_since(run) - seconds))
+    for record, numbers in zip(run.records, means.tolist(), strict=True):
         loss, norm = (number if math.isfinite(number) else None for number in numbers)
-        record |= {'train_loss': loss, 'grad_norm': norm}
-    return run.pending
+        record |= {'train_loss': loss, 'grad_norm': norm, 'tokens_per_second': speed}
+    tell_progress(run.records[-1], bar, run.options.max_steps)
+    refuse_bad_steps(run, bar.write)
 
 
-def refuse_bad_steps(run, records, say):
+def refuse_bad_steps(run, say):
     """Say how many steps were skipped; UserError after max_bad_steps in a row. float16's own skips,
     which its scaler answers, have a finite loss, and don't count."""
     names = ['train_loss'] if run.scaler.is_enabled() else ['train_loss', 'grad_norm']
-    bad = [None in [record[name] for name in names] for record in records]
+    bad = [None in [record[name] for name in names] for record in run.records]
     if any(bad):
         say(f'{sum(bad)} of {len(bad)} steps skipped: loss or gradient not finite')
-    for record, is_bad in zip(records, bad, strict=True):
+    for record, is_bad in zip(run.records, bad, strict=True):
         run.bad_steps = run.bad_steps + 1 if is_bad else 0
         if run.bad_steps >= run.options.max_bad_steps:
-            if run.journal:
-                run.journal.log(run.records)
             end_with_last_good(run, f'step {record["step"]}: loss or gradient not finite in '
                                f'{run.bad_steps} steps in a row, at learning rate '
                                f'{record["lr"]:.1e}')
@@ -721,11 +684,9 @@ def save_run(run, best):
     if run.journal is None:
         return
     best_state = {'model': run.model.state_dict(), **vars(run.progress),
-                  'seconds': seconds_since(run),  # with this evaluation
                   'config': dataclasses.asdict(run.options),
                   'tokenizer': run.tokenizer.spec if run.tokenizer else None,
-                  'versions': run.versions,
-                  'data': run.data}
+                  'versions': run.versions, 'data': run.data}
     state = best_state | {'optimizers': [optimizer.state_dict() for optimizer in run.optimizers],
                           'scaler': run.scaler.state_dict()}
     states = {run.folder / 'best.pt': best_state} if best else {}
@@ -735,27 +696,6 @@ def save_run(run, best):
 def seconds_since(run):
     """The seconds since the run began, earlier parts of a resumed run included."""
     return time.perf_counter() - run.begin
-
-
-def distribute(model, machine):
-    """What computes the loss: the model, compiled if chosen, or DDP around it, which adds up the
-    processes' gradients. RoPE's table is the same everywhere and needs no broadcast."""
-    if machine.compiled:
-        model.compile()
-    if machine.world == 1:
-        return model
-    known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed the option
-    name = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
-    return DistributedDataParallel(model, **{name: False})
-
-
-def seconds_left(options, record):
-    """How long the run will still take, by its mean speed."""
-    left = max(0, time_limit(options) - record['seconds'])
-    if options.max_steps is not None:
-        total = sequences_after(options, options.max_steps) * options.block_size
-        left = min(left, (total - record['tokens']) * record['seconds'] / record['tokens'])
-    return left
 
 
 if __name__ == '__main__':

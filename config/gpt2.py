@@ -5,7 +5,7 @@
 dataset = 'openwebtext'
 n_layer, n_head, n_embd, block_size = 12, 12, 768, 1024
 position, norm, norm_weight, mlp = 'learned', 'layernorm', True, 'gelu'
-qk_norm, bias, tied = False, True, True
+qk_norm, bias, tied, token_shift = False, True, True, False
 vocab_size = 50304  # 50,257 and some never used, since multiples of 128 are faster
 batch_size, micro_batch_size, optimizer = 480, 10, 'adamw'
 learning_rate, min_lr, warmup_steps, max_steps = 6e-4, 6e-5, 2000, 600_000

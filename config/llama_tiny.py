@@ -3,4 +3,4 @@
 dataset, out_dir = 'stdlib', 'out/llama_tiny'
 n_layer, n_head, n_kv_head, n_embd, block_size = 4, 4, 2, 128, 256
 position, norm, norm_weight, mlp = 'rope', 'rmsnorm', True, 'swiglu'
-qk_norm, bias, tied = False, False, True
+qk_norm, bias, tied, token_shift = False, False, True, False

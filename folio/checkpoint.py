@@ -31,6 +31,7 @@ RUN_FILES = (*RESUMABLE, 'best.pt', 'log.jsonl', 'samples.txt', 'loss.png')
 KINDS = {'model': dict, 'config': dict, 'tokenizer': dict | None, 'optimizers': list,
          'scaler': dict | None, 'best_loss': float, 'tracker': str | None, 'data': dict | None,
          'versions': dict}
+OLDER = {'token_shift': False}  # options that older files lack, and what they meant
 COUNTS = ('step', 'sequences', 'seconds', 'evaluated')
 
 
@@ -132,9 +133,7 @@ def load(path):
     path = find(path)
     paths = [path / name for name in ('best.pt', *RESUMABLE)] if path.is_dir() else [path]
     if not any(path.is_file() for path in paths):
-        runs = sorted({file.parent.name for file in (folio.options.ROOT / 'out').glob('*/*.pt')})
-        raise UserError(f'{short(path)}: there is no such checkpoint; in out/ there are: '
-                        f'{", ".join(runs) or "none, for train.py makes them"}')
+        raise UserError(f'{short(path)}: there is no such checkpoint; train.py makes them')
     return load_first(paths)
 
 
@@ -144,49 +143,40 @@ def load_first(paths):
     for path, following in itertools.pairwise(there):
         try:
             return read(path)
-        except UserError as error:
+        except (UserError, OSError) as error:
             print(f'{error}; {following.name} is taken in its place')
     return read(there[-1])
 
 
 def read(path):
     """The dict in a file; UserError if it is cut, or no checkpoint."""
-    try:
+    with damaged(path), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of what is about to be refused
         check_zip(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of what is about to be refused
-            state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # whatever a cut or foreign file makes the reader raise
-        if 'GLOBAL' in str(error):  # what torch calls a function or class
-            raise UserError(f'{path} holds pickled code, which is not run') from None
-        raise UserError(f'{path} is no whole checkpoint ({type(error).__name__})') from None
-    if not isinstance(state, dict) or not {'model', 'config', 'tokenizer'} <= state.keys():
-        raise UserError(f'{path} is not a checkpoint of train.py')
-    with damaged(path):
+        state = torch.load(path, map_location='cpu', weights_only=True)
         check_kinds(state)
+    state['config'] = OLDER | state['config']
     return state
 
 
 def check_zip(path):
     """ValueError for a checkpoint, a zip file, that grows when it is read, which torch makes none
     of, or whose checksums, which torch does not look at, are wrong."""
-    if not zipfile.is_zipfile(path):  # torch says what else it may be
-        return
     with zipfile.ZipFile(path) as file:
-        if sum(item.file_size for item in file.infolist()) > path.stat().st_size:
-            raise ValueError
-        if file.testzip():
+        size = sum(item.file_size for item in file.infolist())
+        if size > path.stat().st_size or file.testzip():
             raise ValueError
 
 
 def check_kinds(state):
-    """ValueError for an entry of a checkpoint's dict that has another type than train.py gives it,
-    or a number that counts nothing."""
-    wrong = [name for name, kind in KINDS.items()
-             if name in state and not isinstance(state[name], kind)]
-    wrong += [name for name in COUNTS if not 0 <= state.get(name, 0) < 2 ** 62]  # nor is NaN
-    if wrong:
-        raise ValueError(f'{wrong[0]} is {state[wrong[0]]!r:.80}')
+    """ValueError for a checkpoint's dict that lacks an entry or has one of another type than
+    train.py gives it, or a number that counts nothing."""
+    if not {'model', 'config', 'tokenizer'} <= state.keys():
+        raise ValueError('it has no model, config or tokenizer')
+    for name, value in state.items():
+        counts = name not in COUNTS or 0 <= value < 2 ** 62  # which NaN is not
+        if not counts or not isinstance(value, KINDS.get(name, object)):
+            raise ValueError(f'{name} is {value!r:.80}')
 
 
 @contextlib.contextmanager
@@ -218,16 +208,15 @@ def resume(options, given, folder, shape):
 
 def start_from(options, given, folder, shape):
     """(options, state) of a new run that starts from the weights of --init_from."""
-    name = Path(options.init_from).name
-    if name in ('scratch', 'resume') and not find(options.init_from).exists():
-        raise UserError(f'init_from={name}: a run starts from scratch unless told '
-                        'otherwise, and --resume=True goes on with one')
     source = find(options.init_from).resolve()
-    if folder.resolve() in (source, source.parent):
+    if source.name in ('scratch', 'resume') and not source.exists():
+        raise UserError(f'init_from={source.name}: a run starts from scratch unless told '
+                        'otherwise, and --resume=True goes on with one')
+    if folder in (source, source.parent):
         raise UserError(f'init_from={options.init_from} is in the folder of the new run; name '
                         'another out_dir')
-    state = load(options.init_from)
-    with damaged(options.init_from):
+    state = load(source)
+    with damaged(source):
         largest = state['config']['block_size']
         if (given.get('block_size') or 0) > largest:
             raise UserError(f'block_size={options.block_size} is above the checkpoint\'s {largest}')
@@ -257,13 +246,11 @@ def check_vocabulary(dataset, meta, spec, vocab_size):
     and this vocabulary; None is an unknown tokenizer, which is said."""
     ours = meta['tokenizer']
     if ours and not spec:
-        print("warning: the checkpoint has no tokenizer, so it can't be checked whether the tokens "
-              f'of {dataset} ({name_of(ours)}) are its own')
+        print(f'warning: the checkpoint has no tokenizer, so that of {dataset} is not compared')
     with damaged(f'the tokenizer of {dataset} or of the checkpoint'):
         if ours and spec and not same_tokenizer(ours, spec):
-            other = 'other ' if name_of(ours) == name_of(spec) else ''
             raise UserError(f'the tokens of {dataset} are {name_of(ours)}, those of the '
-                            f'checkpoint {other}{name_of(spec)}')
+                            f'checkpoint {name_of(spec)}, and not the same')
     if vocab_size < meta['vocab_size']:
         raise UserError(f'vocab_size={vocab_size} is below the {meta["vocab_size"]} of {dataset}')
 
@@ -282,12 +269,11 @@ def check_data(dataset, saved, ours):
 
 def move_old_run(folder):
     """Give the folder another name, out/NAME.1, .2, ..., if there is a run in it, and say so. The
-    files of one that can't be renamed, a mount, a folder of other things or
-    where the user is, move into a folder in it."""
+    files of one that can't be renamed, a mount or where the user is, move into a folder in it."""
     if not any((folder / name).exists() for name in (*RESUMABLE, 'best.pt', 'log.jsonl')):
         return
     folder = folder.resolve()  # not a link, but what it leads to
-    if os.path.ismount(folder) or Path.cwd().is_relative_to(folder) or has_more(folder):
+    if os.path.ismount(folder) or Path.cwd().is_relative_to(folder):
         moved = first_free(folder / folder.name)
         moved.mkdir()
         for name in RUN_FILES:  # and nothing else that the user has there
@@ -296,12 +282,6 @@ def move_old_run(folder):
     else:
         moved = folder.rename(first_free(folder))
     print(f'the run that was in {short(folder)} is now {short(moved)}')
-
-
-def has_more(folder):
-    """Whether a folder is more than a run's: the scripts', that of all data sets, or a home."""
-    return any(path.suffix == '.py' or path.is_dir() and path.name != 'wandb'
-               for path in folder.iterdir())
 
 
 def first_free(path):

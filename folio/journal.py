@@ -17,9 +17,10 @@ import re
 from pathlib import Path
 
 import folio.options
-from folio.cli import UserError, first_line, import_library, short
+from folio.cli import first_line, import_library, short
 
 CURVE = 5000  # the points of a curve, about; a picture has fewer pixels
+STEP = re.compile(rb'(?:\{"step": |step )(\d{1,18})')  # how a record or a sample begins
 
 
 class Journal:
@@ -34,20 +35,19 @@ class Journal:
         self.folder, self.failing = folder, set()
         self.unwritten = {'log.jsonl': '', 'samples.txt': ''}
         folder.mkdir(parents=True, exist_ok=True)
-        cut_log(folder / 'log.jsonl', step)
-        cut_samples(folder / 'samples.txt', step)
-        self.tracker = None
+        for name in self.unwritten:
+            cut_file(folder / name, step)
+        self.tracker, self.tracked = None, tracked
         if options.wandb_project:
-            self.start_tracker(options, tracked)
+            self.attempt('wandb', self.start_tracker, options)
 
-    def start_tracker(self, options, tracked):
-        """Have a tracker, without which a new run does not start, but an older one goes on."""
-        try:
-            self.tracker = start_wandb(options, self.folder, tracked)
-        except UserError as error:
-            if tracked is None:
-                raise
-            print(f'{error}; training goes on without it')
+    def start_tracker(self, options):
+        """Start a run of Weights & Biases, or go on with the one that is tracked."""
+        wandb = import_library('wandb', 'wandb_project')
+        self.tracker = wandb.init(
+            project=options.wandb_project, name=self.folder.name, dir=self.folder, id=self.tracked,
+            config=dataclasses.asdict(options), resume='allow' if self.tracked else None)
+        self.tracked = self.tracker.id
 
     def log(self, records):
         """Add records, dicts with their step, to the log."""
@@ -71,7 +71,9 @@ class Journal:
 
     def draw(self):
         """Draw loss.png, if there is matplotlib."""
-        self.attempt('loss.png', plot_losses, self.folder)
+        picture = self.folder / 'loss.png'
+        self.attempt('loss.png', lambda: draw_curves(
+            {'validation': read_log(self.folder, CURVE)}, picture))
         gc.collect()  # figures are in reference cycles, and Python itself may not look for hours
 
     def attempt(self, what, work, *arguments):
@@ -123,39 +125,17 @@ def parse_record(line):
         return record if isinstance(record, dict) and type(record.get('step')) is int else None
 
 
-def cut_log(path, step):
-    """Leave out of a log what came after `step` steps."""
+def cut_file(path, step):
+    """Leave out of a log, or of samples, what came after `step` steps or was cut short."""
     path.touch()
-    temporary = path.with_name(f'{path.name}.tmp')
-    with open(path, encoding='utf-8', errors='replace') as file, \
-            open(temporary, 'w', encoding='utf-8') as kept:
+    temporary, latest = path.with_name(f'{path.name}.tmp'), 0
+    with open(path, 'rb') as file, open(temporary, 'wb') as kept:
         for line in file:
-            if (record := parse_record(line)) and record['step'] <= step:
+            if found := STEP.match(line):
+                latest = int(found[1])
+            if latest <= step and line.endswith(b'\n'):
                 kept.write(line)
     os.replace(temporary, path)
-
-
-def cut_samples(path, step):
-    """Leave out of a file of samples what came after `step` steps."""
-    if path.exists():
-        whole = path.read_bytes().rpartition(b'\n')[0] + b'\n'  # without a line that was cut short
-        parts = re.split(r'(?m)^step (\d+)\n', whole.decode(errors='replace'))
-        kept = [f'step {number}\n{text}' for number, text
-                in zip(parts[1::2], parts[2::2], strict=True) if int(number) <= step]
-        path.with_suffix('.tmp').write_bytes(''.join(kept).encode())
-        os.replace(path.with_suffix('.tmp'), path)
-
-
-def start_wandb(options, folder, tracked):
-    """A run of Weights & Biases, which gets the log's numbers too; the run `tracked`, if any."""
-    wandb = import_library('wandb', 'wandb_project')
-    settings = dataclasses.asdict(options)
-    try:
-        return wandb.init(project=options.wandb_project, name=folder.name, config=settings,
-                          dir=folder, id=tracked, resume='allow' if tracked else None)
-    except Exception as error:  # of the library, its process, the network
-        raise UserError(f'wandb_project: {first_line(error)}; with WANDB_MODE=offline it needs '
-                        'neither account nor network') from None
 
 
 # --- what a person reads -------------------------------------------------------------------------
@@ -172,15 +152,16 @@ def tell_start(options, machine, parameters, tokens):
               'it is hardly seen; prepare the text with --tokenizer=char or --tokenizer=bpe:1024')
 
 
-def tell_progress(record, bar, max_steps, seconds_left):
+def tell_progress(record, bar, max_steps):
     """The last step's numbers, in the bar or, where there is none to be seen, as a line."""
-    step, left = record['step'], int(seconds_left)
+    step, seconds = record['step'], record['seconds']
     loss = math.nan if record['train_loss'] is None else record['train_loss']
+    bar.n = min(seconds, bar.total) if max_steps is None else step
+    left = int(seconds * (bar.total - bar.n) / bar.n)
     text = (f'step {step:,}  loss {loss:.4f}  lr {record["lr"]:.1e}  '
             f'{record["tokens_per_second"]:,} tokens/s  {left // 60}:{left % 60:02} left')
     if bar.disable:
         print(text, flush=True)
-    bar.n = step if max_steps is not None else min(int(record['seconds']), bar.total)
     bar.set_description_str(text)
 
 
@@ -200,40 +181,30 @@ def tell_end(folder, step, best_loss, reason):
 
 # --- the curve -----------------------------------------------------------------------------------
 
-def plot_losses(folder):
-    """Draw loss.png, if there is matplotlib: the losses of log.jsonl over tokens."""
-    axes = make_axes()
-    if axes is None:
-        return
-    best = draw_losses(axes, read_log(folder, CURVE), 'C0', 'training', 'C1', 'validation')
-    if best:
-        axes.plot(best['tokens'], best['val_loss'], 'k*', label=f'best: {best["val_loss"]:.4f}')
-    save_picture(axes, folder / 'loss.png')
-
-
-def make_axes():
-    """Empty axes for losses over tokens, or None where there is no matplotlib."""
+def draw_curves(logs, path):
+    """Draw the losses of logs, {label: records}, over tokens into a picture; returns whether there
+    is matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return None
+        return False
     axes = Figure(figsize=(7, 4.5), layout='constrained').subplots()
-    axes.set(xlabel='tokens', ylabel='loss (nats per token)')
-    return axes
-
-
-def draw_losses(axes, records, train_color, train_label, val_color, val_label):
-    """Draw both losses of a log; returns the record with the lowest validation loss, if any."""
-    evaluated = [record for record in records if 'val_loss' in record]
-    axes.plot([record['tokens'] for record in records], [r.get('train_loss') for r in records],
-              color=train_color, label=train_label, alpha=0.4, linewidth=0.8)
-    axes.plot([record['tokens'] for record in evaluated], [r['val_loss'] for r in evaluated],
-              color=val_color, label=val_label, marker='.')
-    return min(evaluated, key=lambda record: record['val_loss'], default=None)
-
-
-def save_picture(axes, path):
-    """Write the picture that the axes are in, with its legend."""
+    axes.set(xlabel='tokens', ylabel='loss in nats per token (faint: training)')
+    for i, (label, records) in enumerate(logs.items()):
+        draw_losses(axes, records, f'C{i}', label)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     axes.figure.savefig(path, dpi=150)
+    return True
+
+
+def draw_losses(axes, records, color, label):
+    """Draw both losses of a log, with a star at the lowest of validation."""
+    evaluated = [record for record in records if 'val_loss' in record]
+    axes.plot([record['tokens'] for record in records], [r.get('train_loss') for r in records],
+              color=color, alpha=0.4, linewidth=0.8)
+    axes.plot([record['tokens'] for record in evaluated], [r['val_loss'] for r in evaluated],
+              color=color, label=label, marker='.')
+    if evaluated:
+        best = min(evaluated, key=lambda record: record['val_loss'])
+        axes.plot(best['tokens'], best['val_loss'], '*', color=color, markersize=10)

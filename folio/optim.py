@@ -66,55 +66,73 @@ def load_states(optimizers, states):
 def check_moments(optimizer):
     """ValueError for moments that are not all there, or not of the shape of their parameter."""
     for p, moments in optimizer.state.items():
-        expected = {'momentum': p.shape} if isinstance(optimizer, Muon) else {
-            'step': (), 'exp_avg': p.shape, 'exp_avg_sq': p.shape}
+        expected = {'step': (), 'exp_avg': p.shape, 'exp_avg_sq': p.shape}
+        if isinstance(optimizer, Muon):
+            expected = {'momentum': p.shape, 'squares': (len(p), 1)}
+            moments = {'squares': torch.zeros_like(p[:, :1])} | moments  # which older files lack
         if {name: value.shape for name, value in moments.items()} != expected:
             raise ValueError(f'the moments of a parameter of the shape {tuple(p.shape)} are others')
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonal updates (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+    """Momentum with orthogonal updates (Jordan et al. 2024, kellerjordan.github.io/posts/muon),
+    whose rows are brought to one size (NorMuon: Li et al. 2025, arXiv:2510.05491).
 
     For matrices only. A group has 'heights', a list for each parameter: the rows of the matrices
     that it holds one above the other. All matrices of one shape are orthogonalized together, in
     `dtype`. Like torch's fused optimizers it takes no step where found_inf, a tensor, is not 0.
     """
 
-    def __init__(self, params, lr, momentum=0.95, weight_decay=0.0, dtype=torch.float32):
-        super().__init__(params, {'lr': lr, 'momentum': momentum, 'weight_decay': weight_decay})
+    def __init__(self, params, lr, momentum=0.95, beta2=0.95, weight_decay=0.0,
+                 dtype=torch.float32):
+        super().__init__(params, {'lr': lr, 'momentum': momentum, 'beta2': beta2,
+                                  'weight_decay': weight_decay})
         self.dtype = dtype
         self.found_inf = torch.zeros(())  # not 0: skip the step, decided without a wait
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            by_shape = defaultdict(list)  # shape: (matrix, its update)
+            by_shape = defaultdict(list)  # shape: (matrix, its update, the squares of its rows)
             for p, heights in zip(group['params'], group['heights'], strict=True):
-                update = self.momentum_update(p, group['momentum'])
-                for pair in zip(p.split(heights), update.split(heights), strict=True):
-                    by_shape[pair[0].shape].append(pair)
-            for pairs in by_shape.values():
-                self.update_matrices(pairs, group['lr'], group['weight_decay'])
+                tensors = p, self.momentum_update(p, group['momentum']), self.state[p]['squares']
+                for part in zip(*(x.split(heights) for x in tensors), strict=True):
+                    by_shape[part[0].shape].append(part)
+            for parts in by_shape.values():
+                self.update_matrices(*zip(*parts, strict=True), group)
 
     def momentum_update(self, p, momentum):
         """The gradient's moving average, looked at one step ahead (Nesterov)."""
         state = self.state[p]
         if 'momentum' not in state:
             state['momentum'] = torch.zeros_like(p)
+        if 'squares' not in state:  # nor have older checkpoints
+            state['squares'] = torch.zeros_like(p[:, :1])
         average = state['momentum'].lerp(p.grad, 1 - momentum)
         state['momentum'] = torch.where(self.found_inf > 0, state['momentum'], average)
         return p.grad.lerp(average, momentum)
 
-    def update_matrices(self, pairs, lr, weight_decay):
-        """Take a step with pairs (matrix, update) of one shape; tall matrices take longer steps, so
-        that what they put out changes as much."""
-        height, width = pairs[0][0].shape
-        scale = lr * max(1, height / width) ** 0.5
-        updates = orthogonalize(torch.stack([update for _, update in pairs]).to(self.dtype))
+    def update_matrices(self, matrices, updates, squares, group):
+        """Take a step with matrices of one shape; tall matrices take longer steps, so that what
+        they put out changes as much."""
+        height, width = matrices[0].shape
+        length = group['lr'] * max(1, height / width) ** 0.5
+        updates = orthogonalize(torch.stack(updates).to(self.dtype)).float()
+        updates = self.even_rows(updates, squares, group['beta2'])
         updates = torch.where(self.found_inf > 0, 0, updates)
-        decay = torch.where(self.found_inf > 0, 1, 1 - lr * weight_decay)
-        for (matrix, _), update in zip(pairs, updates, strict=True):
-            matrix.mul_(decay).add_(update, alpha=-scale)
+        decay = torch.where(self.found_inf > 0, 1, 1 - group['lr'] * group['weight_decay'])
+        for matrix, update in zip(matrices, updates, strict=True):
+            matrix.mul_(decay).add_(update, alpha=-length)
+
+    def even_rows(self, updates, squares, beta2):
+        """The updates (N, rows, columns), each row over the root of the moving average of its mean
+        square, `squares` (N times (rows, 1)), and each matrix as large as before."""
+        average = torch.stack(squares).lerp(updates.square().mean(2, keepdim=True), 1 - beta2)
+        for kept, new in zip(squares, average, strict=True):
+            kept.copy_(torch.where(self.found_inf > 0, kept, new))
+        evened = updates / (average.sqrt() + 1e-8)
+        size, evened_size = (x.norm(dim=(1, 2), keepdim=True) for x in (updates, evened))
+        return evened * (size / (evened_size + 1e-8))
 
 
 def orthogonalize(x, steps=5):

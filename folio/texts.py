@@ -28,20 +28,17 @@ PIECE = 1 << 18  # bytes of a text that are read at once
 WORD_END = re.compile(r'(?<=\S) |(?<=\S\n)(?=[^\W_])')  # or a line's, see at_words
 OPENERS = {'.gz': 'gzip', '.bz2': 'bz2', '.xz': 'lzma'}  # modules, imported where they are needed
 COMPRESSED = (*OPENERS, '.zst')
-CRLF, EMPTY = 'line ends \\r\\n', 'documents without a text'  # what is counted
+CRLF = 'line ends \\r\\n became \\n (--crlf=True keeps them)'  # what is counted
+EMPTY = 'documents without a text were left out'
 SEPARATOR = ''  # stands for what separates two documents of a split
-UNPACK, EXPORT = 'an archive: unpack it', 'a document with a layout: export it as plain text'
-TABLE = 'a table: turn it into JSON lines, such as {"text": "..."}, in a .jsonl file'
-ENDINGS = {'.tar': UNPACK, '.tgz': UNPACK, '.zip': UNPACK, '.7z': UNPACK, '.rar': UNPACK,
-           '.pdf': EXPORT, '.doc': EXPORT, '.docx': EXPORT, '.odt': EXPORT, '.rtf': EXPORT,
-           '.epub': EXPORT, '.csv': TABLE, '.tsv': TABLE, '.xlsx': TABLE}
-UTF16 = 'UTF-16 text: convert it, iconv -f UTF-16 -t UTF-8 FILE > NEW'
-PICTURE = 'a picture: name the texts only, as in --input="notes/*.txt"'
-FIRST_BYTES = {b'%PDF': EXPORT, b'PK\3\4': 'an archive, or a document of an office program',
-               b'\x89PNG': PICTURE, b'\xff\xd8\xff': PICTURE, b'GIF8': PICTURE,
-               b'\x1f\x8b': 'gzip data: decompress it', b'BZh': 'bzip2 data: decompress it',
-               b'\xfd7zXZ': 'xz data: decompress it', b'(\xb5/\xfd': 'zstd data: decompress it',
-               b'PAR1': 'a Parquet file: call it .parquet', b'\xff\xfe': UTF16, b'\xfe\xff': UTF16}
+ENDINGS = (  # of files that hold no plain text: what they are, and what to do
+    dict.fromkeys(['.tar', '.tgz', '.zip', '.7z', '.rar'], 'an archive: unpack it')
+    | dict.fromkeys(['.pdf', '.doc', '.docx', '.odt', '.rtf', '.epub'],
+                    'a document with a layout: export it as plain text')
+    | dict.fromkeys(['.csv', '.tsv', '.xlsx'],
+                    'a table: turn it into JSON lines, such as {"text": "..."}, in a .jsonl file'))
+BINARY = ('a picture, packed data or UTF-16: export it as text, unpack it, convert it (iconv '
+          '-f UTF-16 -t UTF-8 FILE > NEW), or name the texts only, as in --input="notes/*.txt"')
 
 
 @dataclass
@@ -60,76 +57,56 @@ class Document:
 
 def input_files(patterns):
     """The files that paths, folders (recursively) and globs name: a list of Paths, each pattern's
-    in sorted order; UserError where there are none. Of a folder, what is hidden is left out, and
-    so is, which is said, what is no text."""
+    in sorted order; UserError where there are none."""
     files = []
     for pattern in patterns:
         path = options.find(pattern)
         if path.is_dir():
             found = files_in(path)
+        elif path.exists():
+            found = [path]
         else:
-            names = glob.glob(os.path.expanduser(pattern), recursive=True)
-            found = sorted(map(Path, names)) if not path.exists() else [path]
+            found = sorted(map(Path, glob.glob(os.path.expanduser(pattern), recursive=True)))
         found = [file for file in found if file.is_file()]
         if not found:
-            raise UserError(f'{pattern}: {reason_for_none(path, str(pattern))}')
+            raise UserError(f'{pattern}: no such file or glob, or a folder without a text; [[] '
+                            'stands for [, and ? for a comma in a name; a pipe is --input=-')
         files += found
     return files
 
 
-def reason_for_none(path, pattern):
-    """Why a pattern names no file, and what to do."""
-    if path.is_dir():
-        return 'no file in this folder is a text'
-    if path.exists():
-        return 'no file but a pipe; a text is read more than once, so use --input=-'
-    hints = {'[': 'in a glob, [[] stands for [', ',': 'items are separated by commas, and ? stands '
-             'for a comma in a name'}
-    hint = [hint for char, hint in hints.items() if char in pattern]
-    return '; '.join(['no such file, folder or glob', *hint])
-
-
 def files_in(folder):
-    """The files of text in a folder and the folders in it, in sorted order, none of them hidden."""
-    paths = [path for path in sorted(folder.rglob('*')) if path.is_file() and not any(
-        part.startswith('.') for part in path.relative_to(folder).parts)]
-    links = sum(path.is_symlink() and path.is_dir() for path in folder.rglob('*'))
-    if links:
-        print(f'left out of {folder}: {links} links to folders; name those too')
-    foreign = [path for path in paths if reason_against(path)]
-    if foreign:
-        names = [str(path.relative_to(folder)) for path in foreign[:9]]
-        more = ', ...' if len(foreign) > len(names) else ''
-        print(f'left out of {folder}: {len(foreign)} files that are not read as text (--input=FILE '
-              f'says why): {", ".join(names)}{more}')
-    left_out = set(foreign)
-    return [path for path in paths if path not in left_out]
+    """The files of text in a folder and the folders in it, in sorted order, none of them hidden.
+    What is no text, or a link to a folder, is left out, which is said."""
+    paths = [path for path in sorted(folder.rglob('*')) if path.is_file() or path.is_symlink()]
+    visible = [path for path in paths
+               if not any(part.startswith('.') for part in path.relative_to(folder).parts)]
+    kept = [path for path in visible if path.is_file() and not reason_against(path)]
+    left_out = [str(path.relative_to(folder)) for path in sorted({*visible} - {*kept})]
+    if left_out:
+        print(f'left out of {folder}: {len(left_out)} files and links that are not read as text '
+              f'(--input=FILE says why), such as {", ".join(left_out[:9])}')
+    return kept
 
 
-def ending_of(path):
-    """The ending that says what is in a file, in small letters: .jsonl for x.JSONL.gz."""
-    inner = path.with_suffix('') if compression_of(path) else path
-    return inner.suffix.lower()
-
-
-def compression_of(path):
-    """The ending that says how a file is compressed, '' where it is not."""
-    ending = path.suffix.lower()
-    return ending if ending in COMPRESSED else ''
+def kind_of(path):
+    """(the ending that says what is in a file, in small letters: .jsonl for x.JSONL.gz; the one
+    that says how it is compressed, or '')."""
+    name = Path(path.name.lower())
+    if name.suffix in COMPRESSED:
+        return Path(name.stem).suffix, name.suffix
+    return name.suffix, ''
 
 
 def reason_against(path):
     """What a file looks like that is not read as a text, and what to do about it; or None."""
-    ending = ending_of(path)
+    ending, _ = kind_of(path)
     if ending in ENDINGS or ending in READERS and ending != '.json':
         return ENDINGS.get(ending)
-    head = next(read_blocks(path, 1 << 12), b'')
+    head = next(read_blocks(path), b'')[:1 << 12]
     if ending == '.json' and re.match(rb'\s*(\[|\{\s*\n)', head):
         return 'JSON that is not in lines: jq -c ".[]" makes lines of an array'
-    for first_bytes, reason in FIRST_BYTES.items():
-        if head.startswith(first_bytes):
-            return reason
-    return 'binary data: it has NUL bytes' if b'\0' in head else None
+    return BINARY if b'\0' in head else None
 
 
 def documents(paths, field, crlf=False, counts=None):
@@ -141,32 +118,22 @@ def documents(paths, field, crlf=False, counts=None):
     """
     counts = {} if counts is None else counts
     for path in paths:
-        reason = reason_against(path)
-        if reason:
+        if reason := reason_against(path):
             raise UserError(f'{path} looks like {reason}')
-        reader = READERS.get(ending_of(path))
-        if path.stat().st_size == 0:
-            counts[path, EMPTY] = 1
-        elif reader is None:
+        reader = READERS.get(kind_of(path)[0])
+        if reader is None and path.stat().st_size:
             yield Document(lambda path=path: read_plain(path, crlf, counts))
-        else:
-            missing = 0
-            for text in reader(path, field):
-                if text:
-                    yield Document(lambda text=text: cut_up(text))
-                missing += not text
-                counts[path, EMPTY] = missing
-
-
-def looks_like_json(path):
-    """Whether a file without a name of its own begins as an object of JSON, or an array of them."""
-    with open(path, 'rb') as file:
-        return bool(re.match(rb'\s*\[?\s*\{\s*"', file.read(1 << 12)))
+            continue
+        counts[path, EMPTY] = 0
+        for text in reader(path, field) if reader else ['']:
+            counts[path, EMPTY] += not text
+            if text:
+                yield Document(lambda text=text: cut_up(text))
 
 
 def plain_size(paths):
     """The bytes of text in the files, or None if some are compressed or of another format."""
-    if any(compression_of(path) or ending_of(path) in READERS for path in paths):
+    if any(compression or ending in READERS for ending, compression in map(kind_of, paths)):
         return None
     return sum(path.stat().st_size for path in paths)
 
@@ -174,9 +141,10 @@ def plain_size(paths):
 def check_libraries(names):
     """UserError if a library that files with these names need is not installed."""
     for path in map(Path, names):
-        if compression_of(path) == '.zst':
+        ending, compression = kind_of(path)
+        if compression == '.zst':
             import_library('zstandard', path)
-        if ending_of(path) == '.parquet':
+        if ending == '.parquet':
             import_library('pyarrow.parquet', path)
 
 
@@ -194,16 +162,16 @@ def readable(path):
         raise UserError(f'{path} cannot be read: {reason}') from None
 
 
-def read_blocks(path, size=None):
+def read_blocks(path):
     """The file's bytes, decompressed, in blocks; UserError where it is cut or broken."""
+    _, compression = kind_of(path)
     with readable(path):
-        compression = compression_of(path)
         if compression == '.zst':
             yield from zstd_blocks(path)
             return
         opener = importlib.import_module(OPENERS.get(compression, 'io'))
         with opener.open(path, 'rb') as file:
-            while block := file.read(size or PIECE):
+            while block := file.read(PIECE):
                 yield block
 
 
@@ -242,16 +210,17 @@ def read_plain(path, crlf, counts):
         for block in itertools.chain(read_blocks(path), [b'']):
             read += len(block)
             text = held + decoder.decode(block, final=not block)
-            if not crlf and '\r' in text:
-                held = '\r' if block and text[-1] == '\r' else ''
+            if not crlf and '\r' in text:  # the search for two characters is slow
+                held = '\r' if block and text.endswith('\r') else ''
                 text = text.removesuffix(held)
                 found += text.count('\r\n')
                 text = text.replace('\r\n', '\n')
             yield text
     except UnicodeDecodeError as error:
         place = read - len(error.object) + error.start  # its object ends where reading does
-        raise UserError(f'{path} is not UTF-8 text: byte {place:,} is broken; text in an older '
-                        f'encoding: iconv -f LATIN1 -t UTF-8 {path} > NEW') from None
+        raise UserError(f'{path} is not UTF-8 text: byte {place:,} is broken; export it as plain '
+                        f'text, or if it is an old one, iconv -f LATIN1 -t UTF-8 {path} > NEW'
+                        ) from None
     counts[path, CRLF] = found
 
 
@@ -259,22 +228,18 @@ def read_json_lines(path, field):
     """The texts in `field` of the JSON objects, one a line, '' for null; UserError for a line that
     is no such object."""
     for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            record = error
-        if not isinstance(record, dict):
-            reason = record if isinstance(record, Exception) else 'it is no object'
-            raise UserError(f'{path}, line {number}: {reason}; each line has to be an object, as '
-                            f'{{"{field}": "..."}} (jq -c ".[]" makes lines of an array)')
-        text = record.get(field, False)
-        if not isinstance(text, str | None):
-            raise UserError(f'{path}, line {number}: no text is called {field} (--field=NAME); '
-                            f'there are: {", ".join(record)}')
-        # JSON may hold half a surrogate pair, which UTF-8 can't: it becomes U+FFFD
-        yield (text or '').encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+        if line.strip():
+            with readable(f'{path}, line {number}, where {{"{field}": "..."}} should be,'):
+                yield text_in(json.loads(line), field)
+
+
+def text_in(record, field):
+    """The text in `field` of a JSON object, '' for null; ValueError without one."""
+    text = record.get(field, False) if isinstance(record, dict) else False
+    if not isinstance(text, str | None):
+        raise ValueError(f'no text is called {field} (--field=NAME) in {str(record):.80}')
+    # JSON may hold half a surrogate pair, which UTF-8 can't: it becomes U+FFFD
+    return (text or '').encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
 
 def read_parquet(path, field):
@@ -283,9 +248,10 @@ def read_parquet(path, field):
     parquet = import_library('pyarrow.parquet', path)
     import tempfile  # which loads compressions
     with readable(path), tempfile.TemporaryFile() as plain:
-        if compression_of(path):  # Parquet is read from its end
+        _, compression = kind_of(path)
+        if compression:  # Parquet is read from its end
             plain.writelines(read_blocks(path))
-        table = parquet.ParquetFile(plain if compression_of(path) else path)
+        table = parquet.ParquetFile(plain if compression else path)
         kinds = {column.name: str(column.type) for column in table.schema_arrow}
         if not re.match('(dictionary<values=)?(large_)?string|null', kinds.get(field, '')):
             raise UserError(f'{path}: no column of texts is called {field} (--field=NAME); there '
@@ -301,10 +267,7 @@ READERS = {'.jsonl': read_json_lines, '.ndjson': read_json_lines, '.json': read_
 def plain(data):
     """(text, how often) of the bytes of a plain file: without a byte order mark, and with a newline
     for each \\r\\n. ValueError for what is not UTF-8."""
-    try:
-        text = data.decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise ValueError(f'it is not UTF-8 text: byte {error.start:,} is broken') from None
+    text = data.decode('utf-8-sig')
     return text.replace('\r\n', '\n'), text.count('\r\n')
 
 
@@ -334,22 +297,14 @@ def at_words(pieces, size=None):
     letter or digit. Where there is no such place, within a word or spaces, they end anywhere."""
     held, size = '', size or PIECE
     for piece in pieces:
-        held, start = held + piece, 0
-        while end := end_of_piece(held, start, size):
-            yield held[start:end]
-            start = end
-        held = held[start:]
+        held += piece
+        while len(held) > size:
+            found = WORD_END.search(held, size // 4 + 1, size)
+            end = found.start() if found else size
+            yield held[:end]
+            held = held[end:]
     if held:
         yield held
-
-
-def end_of_piece(text, start, size):
-    """Where the piece of a text ends that begins at start; 0 if the text is too short to know."""
-    last = start + size
-    found = WORD_END.search(text, start + size // 4 + 1, last)
-    if found:
-        return found.start()
-    return last if len(text) > last else 0
 
 
 def separated(parts, always):

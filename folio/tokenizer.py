@@ -25,7 +25,7 @@ import re
 import numpy as np
 
 from folio.cli import UserError, first_line, import_library
-from folio.texts import at_words
+from folio.texts import at_words, cut_up
 
 GPT2_PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s")
 HIDDEN = [*range(33), *range(127, 161), 173]  # bytes that GPT-2 writes as other characters
@@ -63,8 +63,8 @@ class Tokenizer:
         self.text_lengths[[*self.special.values()]] = 0
         if self.unknown is not None:
             self.text_lengths[self.unknown] = np.nan
-        starts = [self.token_bytes.index(token) for token in STARTS if token in self.token_bytes]
-        self.start = starts[0] if starts else 0
+        starts = (self.token_bytes.index(token) for token in STARTS if token in self.token_bytes)
+        self.start = next(starts, 0)
 
     def encode(self, text):
         """The ids of a text, a numpy array of integers (N,); special tokens in it are plain text.
@@ -78,9 +78,8 @@ class Tokenizer:
         ids = self.ids.take(code_points(text), mode='clip')  # the last one is no character's
         if ids.min(initial=0) < 0:
             place = int(ids.argmin())
-            raise UserError(f'the vocabulary has no character {text[place]!r} '
-                            f'(U+{ord(text[place]):04X}, at position {place} of the text); leave '
-                            'it out, or prepare the data with --tokenizer=byte')
+            raise UserError(f'the vocabulary has no character {text[place]!r} (at position '
+                            f'{place}); leave it out, or prepare the data with --tokenizer=byte')
         return ids
 
     def decode(self, ids):
@@ -150,16 +149,15 @@ def read_ranks(spec):
 def tiktoken_spec(name):
     """The dict of tiktoken's encoding `name`, which it downloads once, or finds in its cache."""
     import tiktoken
-    if name not in tiktoken.list_encoding_names():
-        choices = ', '.join(['char', 'byte', *tiktoken.list_encoding_names()])
-        raise UserError(f'no tokenizer {name!r}; there are {choices} and bpe:N, which is learned')
+    names = ['char', 'byte', *tiktoken.list_encoding_names()]
+    if name not in names:
+        raise UserError(f'no tokenizer {name!r}; there are {", ".join(names)} and bpe:N')
     try:
         encoding = tiktoken.get_encoding(name)
     except Exception as error:  # whatever the network, the cache's folder or a cut file bring
-        raise UserError(
-            f'tiktoken could not get the vocabulary of {name} ({type(error).__name__}); connect '
-            'once, or set TIKTOKEN_CACHE_DIR to a folder that has it; --tokenizer=byte and '
-            '--tokenizer=char need no download') from None
+        raise UserError(f'tiktoken could not get the vocabulary {name} ({type(error).__name__}): '
+                        'connect once, or set TIKTOKEN_CACHE_DIR to a folder that has it; '
+                        '--tokenizer=byte and --tokenizer=char need no download') from None
     return bpe_spec(name, encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
 
 
@@ -201,22 +199,22 @@ def load_bpe(spec):
     """(encoding, token_bytes): tiktoken's encoder for the dict, and the bytes of each id."""
     import tiktoken
     ranks = read_ranks(spec)
-    check_ids([*ranks.values(), *spec['special'].values()])
-    if len(set(ranks.values())) < len(ranks) or not all(bytes([i]) in ranks for i in range(256)):
+    tokens = {rank: token for token, rank in ranks.items()}
+    if len(tokens) < len(ranks) or not ranks.keys() >= {bytes([byte]) for byte in range(256)}:
         raise ValueError('an id has two tokens, or a byte none')  # tiktoken would panic
-    encoding = tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
-                                 special_tokens=spec['special'])
-    special = {text.encode(): rank for text, rank in spec['special'].items()}
-    token_bytes = [b''] * encoding.n_vocab
-    for token, rank in [*ranks.items(), *special.items()]:
-        token_bytes[rank] = token
-    return encoding, token_bytes
+    tokens |= {rank: text.encode() for text, rank in spec['special'].items()}
+    token_bytes = list_by_id(tokens)
+    return tiktoken.Encoding(spec['name'], pat_str=spec['pattern'], mergeable_ranks=ranks,
+                             special_tokens=spec['special']), token_bytes
 
 
-def check_ids(ids):
-    """ValueError for an id that makes the table of all ids too large."""
-    if max(ids, default=0) >= 1 << 24:
-        raise ValueError(f'an id is {max(ids)}')
+def list_by_id(tokens):
+    """The bytes of each id, a list, of a dict from ids to bytes; b'' for those that it lacks.
+    ValueError for an id that makes the list too long."""
+    size = max(tokens, default=-1) + 1
+    if size > 1 << 24:
+        raise ValueError(f'an id is {size - 1}')
+    return [tokens.get(i, b'') for i in range(size)]
 
 
 def encode_bpe(encoding, text):
@@ -227,7 +225,7 @@ def encode_bpe(encoding, text):
     try:
         return encode(text)
     except ValueError:
-        return np.concatenate(list(map(encode, at_words([text]))))
+        return np.concatenate(list(map(encode, at_words(cut_up(text)))))
 
 
 def load_json(spec):
@@ -246,26 +244,24 @@ def load_json(spec):
     library.no_padding()
     content, added = json.loads(spec['json']), library.get_added_tokens_decoder()
     special = {token.content: i for i, token in added.items() if token.special}
-    unknown = content['model'].get('unk_id')
-    if unknown is None:
-        unknown = library.get_vocab().get(content['model'].get('unk_token'))
+    model = content['model']
+    unknown = model.get('unk_id', library.get_vocab().get(model.get('unk_token')))
     return library, json_bytes(library, content, added), special, unknown
 
 
 def json_bytes(library, content, added):
     """The bytes that each id adds to a text, for a tokenizer.json with this content and the tokens
     `added`, by their ids, which are found in a text before any others."""
-    decoder, vocab = json.dumps(content.get('decoder')), library.get_vocab()
-    check_ids(vocab.values())
-    token_bytes = [b''] * (max(vocab.values(), default=-1) + 1)
-    for token, i in vocab.items():
+    decoder = json.dumps(content.get('decoder'))
+
+    def bytes_of(token, i):
         if i in added:
-            token_bytes[i] = added[i].content.encode()
-        elif '"ByteLevel"' in decoder and BYTES.keys() >= set(token):
-            token_bytes[i] = bytes(map(BYTES.get, token))
-        elif '"ByteFallback"' in decoder and re.fullmatch('<0x[0-9A-F]{2}>', token):
-            token_bytes[i] = bytes.fromhex(token[3:5])
-        else:  # as a second word, for the first one of a text may lose its space
-            once, twice = (library.decode([i] * n, skip_special_tokens=False) for n in (1, 2))
-            token_bytes[i] = twice[len(once):].encode()
-    return token_bytes
+            return added[i].content.encode()
+        if '"ByteLevel"' in decoder and BYTES.keys() >= set(token):
+            return bytes(map(BYTES.get, token))
+        if '"ByteFallback"' in decoder and re.fullmatch('<0x[0-9A-F]{2}>', token):
+            return bytes.fromhex(token[3:5])
+        # as a second word, for the first one of a text may lose its space
+        once, twice = (library.decode([i] * n, skip_special_tokens=False) for n in (1, 2))
+        return twice[len(once):].encode()
+    return list_by_id({i: bytes_of(token, i) for token, i in library.get_vocab().items()})

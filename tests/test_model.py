@@ -19,11 +19,12 @@ from model import (
 )
 
 SMALL = dict(vocab_size=50, block_size=16, n_layer=2, n_head=4, n_embd=32)
-SHAPES = [dict(zip(('position', 'norm', 'mlp', 'n_kv_head', 'qk_norm', 'bias', 'tied'), values,
+SHAPES = [dict(zip(('position', 'norm', 'mlp', 'n_kv_head', 'qk_norm', 'bias', 'tied',
+                         'token_shift'), values,
                    strict=True))
           for values in itertools.product(('learned', 'rope', 'none'), ('layernorm', 'rmsnorm'),
                                           ('gelu', 'gelu_erf', 'swiglu', 'relu2', 'none'),
-                                          (None, 1, 2), *3 * [(True, False)])][::7]
+                                          (None, 1, 2), *4 * [(True, False)])][::13]
 BIGRAM = dict(n_layer=0, position='none', tied=False)
 
 
@@ -95,6 +96,7 @@ def test_grouped_queries_with_as_many_groups_as_heads_are_multi_head_attention()
                  for part in (k, v)]  # each key head stands for two
         ours.attention.qkv.weight.data = torch.cat((q, *twice))
         ours.attention.proj.load_state_dict(theirs.attention.proj.state_dict())
+        ours.shares = theirs.shares
         ours.mlp.load_state_dict(theirs.mlp.state_dict())
     mha.wte.load_state_dict(gqa.wte.state_dict())
     assert torch.allclose(mha(some_ids(2, 8)), gqa(some_ids(2, 8)), atol=1e-5)
@@ -139,6 +141,12 @@ def test_dropout_is_where_gpt2_has_it(mlp):
             setattr(owner, name, kept)
 
 
+def test_attention_may_drop_another_share_than_the_rest():
+    shares = {own: make(dropout=0.5, attention_dropout=own).blocks[0] for own in (None, 0.0, 0.3)}
+    assert [block.attention.dropout for block in shares.values()] == [0.5, 0.0, 0.3]
+    assert all(block.dropout.p == 0.5 for block in shares.values())
+
+
 @pytest.mark.parametrize('rows', [slice(0, 32), slice(32, 64)], ids=['queries', 'keys'])
 def test_with_qk_norm_the_length_of_queries_and_keys_means_nothing(rows):
     for qk_norm in (True, False):
@@ -177,7 +185,8 @@ def test_gpt2_has_its_number_of_parameters():
     with torch.device('meta'):
         model = GPT(GPTConfig(block_size=1024, vocab_size=50257, n_layer=12, n_head=12, n_embd=768,
                               position='learned', norm='layernorm', norm_weight=True, mlp='gelu',
-                              qk_norm=False, bias=True, tied=True))
+                              qk_norm=False, bias=True, tied=True,
+                              token_shift=False))
     assert sum(p.numel() for p in model.parameters()) == 124_439_808
 
 

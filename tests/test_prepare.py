@@ -106,7 +106,7 @@ def test_copies_of_a_document_are_never_in_both_splits(home, capsys):
         (home / name).write_text(text * 5)
     prepare.main(['--input=a.txt,b.txt,c.txt', '--tokenizer=byte', '--name=some'])
     assert ''.join(read(home / 'data' / 'some')[1:]) == 'one\n' * 5 + 'two\n' * 5
-    assert 'exact copies of others, left out: 1' in capsys.readouterr().out
+    assert '1 exact copies of other documents were left out' in capsys.readouterr().out
 
 
 def test_standard_input_is_a_document(home, monkeypatch):
@@ -162,7 +162,7 @@ def test_a_learned_vocabulary_brings_the_text_back_with_separators_between_docum
     for i in range(3):
         (home / f'{i}.txt').write_text(f'document {i}: straße 🙂 <|endoftext|> \n' * 20)
     prepare.main(['--input=*.txt', '--tokenizer=bpe:300', '--name=some', '--val_fraction=0.2'])
-    assert capsys.readouterr().out.count('\n') == 5
+    assert capsys.readouterr().out.count('\n') == 6
     meta, train, val = read(home / 'data' / 'some')
     assert meta['vocab_size'] <= 300 and meta['tokenizer']['name'] == 'bpe:300'
     start = Tokenizer(meta['tokenizer']).start
@@ -198,8 +198,8 @@ def test_rare_characters_become_one_unknown_and_their_share_is_said(home, capsys
     (['--input=tiny.txt', '--name=x', '--tokenizer=bpe:9'], '257'),
     (['--input=tiny.txt', '--name=x', '--tokenizer=bpe:99999999'], 'to 16,777,216'),
     (['--input=tiny.txt', '--name=x', '--max_vocab=1'], 'max_vocab must be .* >= 2'),
-    (['--input=field.jsonl', '--name=x'], 'field.jsonl, line 2: no text is called text .* story'),
-    (['--input=broken.jsonl', '--name=x'], 'broken.jsonl, line 1: '),
+    (['--input=field.jsonl', '--name=x'], 'field.jsonl, line 2.*: no text is called text .*story'),
+    (['--input=broken.jsonl', '--name=x'], 'broken.jsonl, line 1, where'),
     (['--input=cut.txt.gz', '--name=x'], 'cut.txt.gz cannot be read'),
     (['--input=cut.txt.xz', '--name=x'], 'cut.txt.xz cannot be read'),
     (['--input=secret', '--name=x'], 'secret cannot be read: Permission denied'),
@@ -311,7 +311,7 @@ def test_copies_are_one_document_however_many_they_are(home, capsys):
     (home / 'x.jsonl').write_text('{"text": "the same words"}\n' * 150)
     prepare.main(['--input=x.jsonl', '--name=some'])
     assert ''.join(read(home / 'data' / 'some')[1:]) == 'the same words'
-    assert 'exact copies of others, left out: 149' in capsys.readouterr().out
+    assert '149 exact copies of other documents were left out' in capsys.readouterr().out
 
 
 def test_of_very_many_documents_a_share_of_all_hashes_goes_to_validation():
@@ -381,10 +381,10 @@ def test_a_vocabulary_is_learned_from_no_more_than_a_sample_spread_over_the_text
     monkeypatch.setattr(prepare, 'BPE_SAMPLE', 2000)
     with gzip.open(home / 'tiny.txt.gz', 'wb') as file:
         file.write(TEXT.encode())
-    for name, spread in (('tiny.txt', True), ('tiny.txt.gz', False)):  # whose size is unknown
+    for name in ('tiny.txt', 'tiny.txt.gz'):
         options = prepare.read_options([f'--input={name}', '--name=some'])
         sample = ''.join(prepare.Source([home / name], options).sample())
-        assert 1700 <= len(sample) <= 2050 and ('29' in sample[-200:]) == spread
+        assert 1700 <= len(sample) <= 2050 and '29' in sample[-200:]
     monkeypatch.setattr(prepare, 'BPE_SAMPLE', 10 ** 6)
     assert ''.join(prepare.Source([home / 'tiny.txt'], options).sample()) == TEXT
 
@@ -409,7 +409,7 @@ def test_less_is_learned_from_where_words_do_not_repeat_and_that_is_said(home, m
         sample = ''.join(prepare.Source([home / 'x.txt'], options).sample())
         assert text.startswith(sample) and (len(sample) == len(text)) == whole
         assert whole or 10_000 <= len(sample) <= 10_000 + prepare.BPE_PIECE
-        assert ('learning the vocabulary from' in capsys.readouterr().out) != whole
+        assert f'is learned from {len(sample):,} characters' in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -496,7 +496,7 @@ def test_windows_are_the_tokens_at_their_starts(tokens):
 
 def test_a_token_beyond_the_vocabulary_is_named_with_its_place(tokens):
     tokens.vocab_size = 44
-    with pytest.raises(UserError, match='token 994 of the split is 44, beyond') as error:
+    with pytest.raises(UserError, match='token 994 of the split is 44, beyond the 44') as error:
         tokens.windows(np.array([0, 990]), 5)
     assert error.value.any_rank
 

@@ -63,7 +63,6 @@ CONFIGURATIONS = sorted((REPOSITORY / 'config').glob('**/*.py'))
 @pytest.mark.parametrize('path', CONFIGURATIONS, ids=lambda path: path.stem)
 def test_each_configuration_is_a_run_that_can_be(path):
     options, _ = parse(train.TrainConfig, [str(path)])
-    train.check_batches(options)
     with torch.device('meta'):
         model = GPT(dataclasses.replace(options, vocab_size=options.vocab_size or 65))
         make_optimizers(model, options, torch.float32)
@@ -219,8 +218,8 @@ def test_the_warmup_counts_tokens_and_the_cosine_goes_along_them():
     counts = walk(options, 200)
     for step, (before, after) in enumerate(zip(counts, counts[1:], strict=False)):
         share = rate_factor(options, Progress(step, before, 0.0))
-        if after * 16 < 1000:
-            assert share == pytest.approx(after * 16 / 1000)
+        if before * 16 < 1000:
+            assert share == pytest.approx(after * 16 / (1000 + (after - before) * 16))
         else:
             progress = max(0, (before * 16 - 1000) / (counts[-1] * 16 - 1000))
             assert share == pytest.approx(0.55 + 0.45 * math.cos(math.pi * progress))
@@ -288,9 +287,8 @@ def test_the_shares_of_the_processes_add_up_to_the_whole(home):
         for rank in range(3):
             train.validate(model, val, dataclasses.replace(CPU, rank=rank, world=3), None,
                            torch.ones(40))
-    nats, n_bytes, stopped = sum(sums).tolist()
+    nats, n_bytes = sum(sums).tolist()
     assert nats / (len(val) - 1) == pytest.approx(whole[0]) and n_bytes == len(val) - 1
-    assert stopped == 0
 
 
 def test_an_evaluation_is_left_out_where_that_at_the_end_is_near():
@@ -531,7 +529,7 @@ def test_init_from_refuses_another_tokenizer_with_both_names(home):
     (['--dataset=nothing'], 'no data set or recipe is called nothing'),
     (['--init_from=nowhere'], 'nowhere: there is no such checkpoint'),
     (['--init_from=resume'], '--resume=True'), (['--init_from=out/tiny'], 'name another out_dir'),
-    (['--init_from=tiny.txt'], 'tiny.txt is no whole checkpoint'),
+    (['--init_from=tiny.txt'], 'tiny.txt is damaged, or was not made by folio'),
     (['--dtype=float16'], 'float16 does not work on a CPU'),
     (['--device=cuda:7'], 'device=cuda:7 does not work here'),
     (['--device=tpu'], 'device=tpu does not work here'),

@@ -243,19 +243,13 @@ def numbers_of_run(name, records):
 
 def draw_runs(logs, path):
     """Draw the losses of several runs (name: records) into the picture `path`, and say so."""
-    axes = journal.make_axes()
-    if axes is None:
-        print('the curves: pip install matplotlib')
-        return
-    for i, (name, records) in enumerate(logs.items()):
-        label = ' ' + cli.one_line(name).replace('$', r'\$')  # $ makes formulas, a first _ hides
-        best = journal.draw_losses(axes, records, f'C{i}', None, f'C{i}', label)
-        axes.plot(best['tokens'], best['val_loss'], '*', color=f'C{i}', markersize=10)
+    logs = {' ' + cli.one_line(name).replace('$', r'\$'): records  # a $ begins formulas, a _ hides
+            for name, records in logs.items()}
     try:
-        journal.save_picture(axes, path)
+        drawn = journal.draw_curves(logs, path)
     except (OSError, ValueError) as error:  # ValueError: an unknown kind of picture
         raise UserError(f'{path} could not be drawn: {error}') from None
-    print(f'the curves: {cli.short(path)}')
+    print(f'the curves: {cli.short(path) if drawn else "pip install matplotlib"}')
 
 
 if __name__ == '__main__':

@@ -3,5 +3,6 @@
 dataset = 'shakespeare_char'
 n_layer, n_head, n_embd = 4, 4, 128
 position, mlp, norm, norm_weight, bias, qk_norm = 'learned', 'gelu', 'layernorm', True, True, False
+token_shift = False
 block_size, batch_size, max_steps, eval_interval = 128, 16, 1000, 100
 optimizer, learning_rate, warmup_steps = 'adamw', 2e-3, 50

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from conftest import TINY
 
 import train
 from folio import checkpoint, journal
-from folio.cli import UserError
 from folio.machine import Machine
 
 RECORDS = [{'step': step, 'tokens': 10 * step, 'train_loss': 3 - step} for step in (1, 2, 3)]
@@ -61,8 +61,10 @@ def test_the_curve_is_a_picture_with_the_best_marked(tmp_path):
     records = [record | {'val_loss': loss} for record, loss in zip(RECORDS, (3, 1, 2), strict=True)]
     kept = journal.Journal(tmp_path, Plain, 0)
     kept.log(records)
-    best = journal.draw_losses(journal.make_axes(), records, 'C0', 'a', 'C1', 'b')
-    assert best['step'] == 2
+    drawn = []
+    axes = SimpleNamespace(plot=lambda x, y, *rest, **style: drawn.append((x, y)))
+    journal.draw_losses(axes, records, 'C0', 'a')
+    assert drawn == [([10, 20, 30], [2, 1, 0]), ([10, 20, 30], [3, 1, 2]), (20, 1)]
     kept.draw()
     assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
 
@@ -83,7 +85,7 @@ def test_the_pictures_of_a_long_run_do_not_pile_up_in_memory(tmp_path):
 
 def test_without_matplotlib_there_is_no_picture_and_no_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
-    journal.plot_losses(tmp_path)
+    journal.Journal(tmp_path, Plain, 0).draw()
     assert not (tmp_path / 'loss.png').exists()
     journal.tell_end(tmp_path, 3, 1.5, 'a signal')
     printed = capsys.readouterr().out
@@ -138,7 +140,7 @@ def test_a_tracker_or_a_picture_that_fails_is_said_once_and_nothing_else(
     kept = journal.Journal(tmp_path, Plain, 0)
     kept.tracker = Dead()
     monkeypatch.setenv('MPLBACKEND', 'module://not_there')
-    monkeypatch.setattr(journal, 'save_picture', lambda *rest: 1 / 0)
+    monkeypatch.setattr(journal, 'draw_losses', lambda *rest: 1 / 0)
     for record in RECORDS:
         kept.log([record])
         kept.track([record])
@@ -192,12 +194,22 @@ def test_a_resumed_run_goes_on_with_the_same_run_of_wandb(home, monkeypatch):
     assert all(b'train_loss' in log.read_bytes() for log in logs)
 
 
-def test_without_a_project_nothing_is_sent(home, monkeypatch):
+def test_without_a_project_nothing_is_sent_and_without_wandb_a_run_goes_on(
+        home, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'wandb', None)  # as if it were not installed
     train.main([*TINY, '--max_steps=1', '--out_dir=run'])
     assert checkpoint.load('run/ckpt.pt')['tracker'] is None
-    with pytest.raises(UserError, match='wandb_project: pip install wandb'):
-        train.main([*TINY, '--max_steps=1', '--out_dir=other', '--wandb_project=folio'])
+    assert 'wandb' not in capsys.readouterr().out
+    assert train.main([*TINY, '--max_steps=1', '--out_dir=other', '--wandb_project=folio']) == 0
+    assert 'training goes on: wandb_project: pip install wandb' in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_without_its_tracker_keeps_its_number(tmp_path, monkeypatch):
+    def init(**settings):
+        raise ConnectionError('no network')
+    monkeypatch.setitem(sys.modules, 'wandb', SimpleNamespace(init=init))
+    kept = journal.Journal(tmp_path, train.TrainConfig(wandb_project='folio'), 3, 'number')
+    assert (kept.tracker, kept.tracked) == (None, 'number')
 
 
 def test_a_vocabulary_too_large_for_the_text_is_said_unless_weights_come_with_it(capsys):

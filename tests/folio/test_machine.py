@@ -27,6 +27,29 @@ def test_a_compiler_that_fails_is_named_or_with_auto_passed_over(monkeypatch, ca
     assert 'no C++ compiler' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('device, dtype, seconds, pays', [
+    ('cpu', 'float32', 150, True), ('cpu', 'float32', 60, False), ('cpu', 'float32', 0, False),
+    ('cpu', 'bfloat16', 150, False), ('cpu', 'bfloat16', 1800, True),
+    ('cuda', 'bfloat16', 0, True), ('mps', 'float32', 1800, False)])
+def test_auto_compiles_on_cuda_and_in_a_long_run_on_a_cpu(device, dtype, seconds, pays):
+    assert machine.pays_to_compile(torch.device(device), getattr(torch, dtype), seconds) == pays
+
+
+def test_the_compiler_keeps_its_work_in_the_cache_folder_or_where_the_user_says(
+        tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    for name, expected in ((None, str(tmp_path / 'folio/compiled')), ('mine', 'mine')):
+        monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', name or '')
+        if name is None:
+            monkeypatch.delenv('TORCHINDUCTOR_CACHE_DIR')
+        machine.keep_compiled()
+        assert os.environ['TORCHINDUCTOR_CACHE_DIR'] == expected
+    monkeypatch.delenv('TORCHINDUCTOR_CACHE_DIR')
+    monkeypatch.setenv('XDG_CACHE_HOME', '/proc/nowhere')
+    machine.keep_compiled()
+    assert 'TORCHINDUCTOR_CACHE_DIR' not in os.environ
+
+
 def test_ranks_that_stand_at_different_steps_are_an_error(home, monkeypatch):
     theirs = {'step': 7, 'rate': 0.1, 'host': 'far'}
     monkeypatch.setattr(machine.Machine, 'gather', lambda self, facts: [facts, theirs])

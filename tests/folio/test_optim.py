@@ -69,7 +69,8 @@ def test_muon_takes_equal_shapes_together_and_stacked_matrices_apart():
 
 @pytest.mark.parametrize('shape', [(16, 16), (24, 8), (8, 24)], ids=str)
 @pytest.mark.parametrize('weight_decay', [0.0, 0.3])
-def test_muon_takes_the_steps_of_torchs(shape, weight_decay):
+def test_muon_takes_the_steps_of_torchs_but_for_even_rows(shape, weight_decay, monkeypatch):
+    monkeypatch.setattr(Muon, 'even_rows', lambda self, updates, squares, beta2: updates)
     torch.manual_seed(0)
     start, gradients = torch.randn(shape), torch.randn(5, *shape)
     ours, theirs = start.clone(), torch.nn.Parameter(start.clone())
@@ -80,6 +81,21 @@ def test_muon_takes_the_steps_of_torchs(shape, weight_decay):
         oracle.step()
     assert torch.allclose(ours, theirs.data, atol=0.02)  # torch's orthogonalizes in bfloat16
     assert (ours - start).norm() > 0.5
+
+
+def test_muon_brings_the_rows_of_an_update_to_one_size_and_keeps_its_own():
+    torch.manual_seed(0)
+    updates = torch.randn(2, 6, 8) * torch.arange(1, 7)[:, None]
+    squares = torch.zeros(2, 6, 1)
+    optimizer = Muon([torch.zeros(6, 8)], lr=0.1)
+    for _ in range(4):  # the average has the share 1 - 0.5^4 of each mean square
+        evened = optimizer.even_rows(updates, squares.unbind(), beta2=0.5)
+    expected = updates.square().mean(dim=2, keepdim=True) * (1 - 0.5 ** 4)
+    assert torch.allclose(squares, expected, rtol=1e-5)
+    rows, sizes = evened.norm(dim=2), evened.norm(dim=(1, 2))
+    assert torch.allclose(rows, rows[:, :1].expand(2, 6), rtol=1e-5)
+    assert torch.allclose(sizes, updates.norm(dim=(1, 2)), rtol=1e-5)
+    assert optimizer.even_rows(torch.zeros(2, 6, 8), squares.unbind(), 0.5).abs().sum() == 0
 
 
 def test_adamw_takes_the_steps_of_torchs():
@@ -120,6 +136,9 @@ def test_moments_are_loaded_and_the_rates_of_the_options_stay():
         optimizer.step()
     states = [optimizer.state_dict() for optimizer in before]
     del states[1]['param_groups'][0]['heights']  # as older files are
+    del states[1]['param_groups'][0]['beta2']
+    for moments in states[1]['state'].values():
+        del moments['squares']
     options = TrainConfig(**SMALL, learning_rate=1e-5, weight_decay=0.5)
     after = make_optimizers(model, options, torch.float32)
     load_states(after, states)
@@ -127,7 +146,9 @@ def test_moments_are_loaded_and_the_rates_of_the_options_stay():
     assert param_groups(after)[0]['weight_decay'] == 0.5
     for p in model.blocks[0].attention.parameters():
         assert torch.equal(after[1].state[p]['momentum'], before[1].state[p]['momentum'])
+        p.grad = torch.ones_like(p)
     after[1].step()
+    assert all(moments['squares'].sum() > 0 for moments in after[1].state.values())
 
 
 def test_muon_moves_every_direction_by_the_same_length():

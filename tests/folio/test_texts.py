@@ -16,6 +16,7 @@ from folio import texts
 from folio.cli import UserError
 from folio.tokenizer import GPT2_PATTERN
 
+PNG = b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR'
 WRITERS = {'': open, '.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
 
 
@@ -54,16 +55,16 @@ def test_a_kind_is_known_by_its_ending_in_any_case_of_letters(tmp_path, name):
 
 @pytest.mark.parametrize('name, content, message', [
     ('a.csv', b'a,b', 'a table: turn it into JSON lines'), ('a.TAR.GZ', None, 'unpack it'),
-    ('a.pdf', b'', 'export it'), ('a', b'%PDF-1.4', 'export it'), ('a', b'\x89PNG', 'a picture'),
-    ('a.docx', b'', 'export it'), ('a', b'PK\3\4', 'an archive'), ('a', b'a\0b', 'NUL bytes'),
-    ('a', None, 'gzip data'), ('a.txt', 'text'.encode('utf-16'), 'iconv -f UTF-16'),
-    ('a.txt.gz', gzip.compress(b'a\0', mtime=0), 'binary'),
+    ('a.pdf', b'', 'export it'), ('a', b'%PDF-1.4\n%\xe2', 'export it as plain text'),
+    ('a', PNG, 'a picture'), ('a.docx', b'', 'export it'), ('a', b'a\0b', 'packed data'),
+    ('a', None, 'unpack it'), ('a.txt', 'text'.encode('utf-16'), 'iconv -f UTF-16'),
+    ('a.txt.gz', gzip.compress(b'a\0', mtime=0), 'packed data'),
     ('a.txt', b'Gr\xfc\xdfe', 'iconv -f LATIN1'),
     ('a.json', b'[{"text": "one"}]', 'JSON that is not in lines: .* makes lines of an array'),
     ('a.JSON', b'{\n"text": "one"}', 'JSON that is not in lines'),
-    ('a.jsonl', b'["one"]', 'line 1: it is no object; each line has to be an object'),
+    ('a.jsonl', b'["one"]', r"line 1, where {.*} should be, .*no text is called text .*\['one'\]"),
     ('a.jsonl', b'{"text": 7}', 'no text is called text'),
-    ('a.jsonl', b'[' * 10 ** 5, 'line 1: .*; each line')])
+    ('a.jsonl', b'[' * 10 ** 5, 'line 1, where {"text": "..."} should be, cannot be read: ')])
 def test_what_is_no_text_is_refused_with_what_to_do(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(gzip.compress(b'x') if content is None else content)
     with pytest.raises(UserError, match=message):
@@ -72,20 +73,21 @@ def test_what_is_no_text_is_refused_with_what_to_do(tmp_path, name, content, mes
 
 def test_what_is_no_text_is_left_out_of_a_folder_and_counted(home, capsys):
     (home / 'notes').mkdir()
-    for name, content in (('a.txt', b'A'), ('b.PNG', b'\x89PNG'), ('c.png', b'\x89PNG'),
-                          ('d.docx', b''), ('e.jsonl', b'{"text": "E"}'), ('f', b'%PDF'),
+    for name, content in (('a.txt', b'A'), ('b.PNG', PNG), ('c.png', PNG), ('d.docx', b''),
+                          ('e.jsonl', b'{"text": "E"}'), ('f', b'a\0b'), ('.hidden.png', PNG),
                           ('package.json', b'{\n  "name": "x"\n}')):
         (home / 'notes' / name).write_bytes(content)
     assert contents(texts.input_files(['notes'])) == ['A', 'E']
     said = capsys.readouterr().out
-    assert ': 5 files that are not read as text (--input=FILE says why): b.PNG, c.png, ' in said
+    assert said == ('left out of notes: 5 files and links that are not read as text (--input=FILE '
+                    'says why), such as b.PNG, c.png, d.docx, f, package.json\n')
     with pytest.raises(UserError, match='b.PNG looks like a picture'):
         contents(texts.input_files(['notes/*']))
 
 
 @pytest.mark.parametrize('pattern, hint', [
-    ('a, b.txt', r'\? stands for a comma'), ('[a]/*', r'\[\[\] stands'), ('pipe', '--input=-'),
-    ('no.txt', 'no such file'), ('hollow', 'no file in this folder is a text')])
+    ('a, b.txt', r'\? for a comma'), ('[a]/*', r'\[\[\] stands'), ('pipe', '--input=-'),
+    ('no.txt', 'no such file'), ('hollow', 'a folder without a text')])
 def test_why_a_pattern_names_no_file_is_said(home, pattern, hint):
     os.mkfifo(home / 'pipe')
     (home / 'hollow').mkdir()
@@ -99,7 +101,8 @@ def test_a_link_to_a_folder_is_left_out_which_is_said(home, capsys):
         (home / folder / 'a.txt').write_text(folder)
     (home / 'notes' / 'link').symlink_to(home / 'elsewhere')
     assert contents(texts.input_files(['notes'])) == ['notes']
-    assert 'left out of notes: 1 links to folders' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith('left out of notes: 1 files') and said.endswith('such as link\n')
 
 
 def test_an_empty_file_is_no_document(tmp_path):

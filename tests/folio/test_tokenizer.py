@@ -94,8 +94,13 @@ def test_an_id_that_no_token_has_stands_for_nothing():
     assert tokenizer.decode([257, 280, 257]) == 'thethe'
 
 
+def test_an_id_that_makes_the_list_of_all_too_long_is_refused():
+    with pytest.raises(ValueError, match='an id is 16777216'):
+        Tokenizer(SPEC | {'special': {'<|endoftext|>': 1 << 24}})
+
+
 def test_an_unknown_character_is_shown_with_its_position():
-    with pytest.raises(UserError, match=r"'é' \(U\+00E9, at position 2"):
+    with pytest.raises(UserError, match=r"'é' \(at position 2\)"):
         Tokenizer({'kind': 'char', 'chars': 'abc'}).encode('abéc')
 
 
