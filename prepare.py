@@ -177,7 +177,7 @@ def keep_standard_input(path):
 
 def downloaded_files(options, folder):
     """The raw files of the URLs, Paths; UserError where they can't all be had, or be told apart."""
-    from folio.download import fetch_files  # which loads more than others need
+    from folio.download import fetch_file  # which loads more than others need
     urls = options.url[:options.max_files]
     names = [options.file or re.split('[?#]', url)[0].rpartition('/')[2] for url in urls]
     if len({name for name in names if re.fullmatch(r'[^/]*[^/.]', name)}) < len(urls):
@@ -185,7 +185,7 @@ def downloaded_files(options, folder):
                         '--file=NAME gives one to a single file')
     texts.check_libraries(names)  # before hours of fetching
     sums = options.sha256[:len(urls)] or [None] * len(urls)
-    return fetch_files(urls, names, sums, folder)
+    return list(map(fetch_file, urls, [folder / name for name in names], sums))
 
 
 # --- documents -----------------------------------------------------------------------------------

@@ -3,13 +3,10 @@
     path = download('https://example.org/book.txt', Path('data/book/book.txt'))
 """
 
-import contextlib
 import hashlib
 import http.client
 import os
-import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from folio.cli import UserError, first_line, progress_bar
@@ -19,27 +16,17 @@ BLOCK, TIMEOUT = 1 << 20, 30  # bytes; seconds without a byte
 FAILURES = (OSError, ValueError, http.client.HTTPException)  # of a network, a URL, a server
 
 
-def fetch_files(urls, names, sums, folder):
-    """The Paths of the raw files that the URLs give: in the folder under their names, or else in
-    DATA_MIRROR (a folder or a URL prefix), or else fetched into the folder. sums: their sha256, or
-    None; UserError if one is another wherever the file came from, or it can't be had."""
-    mirror = os.environ.get('DATA_MIRROR', '')
-    missing = [url for url, name in zip(urls, names, strict=True)
-               if not (folder / name).exists() and not (mirror and Path(mirror, name).exists())]
-    if missing and '://' not in mirror:
-        announce(missing, folder)
-    return [fetch_file(url, folder / name, digest, mirror)
-            for url, name, digest in zip(urls, names, sums, strict=True)]
-
-
-def fetch_file(url, path, sha256, mirror):
-    """The Path of one raw file: `path`, or where the mirror, a folder, has it."""
-    for there in [path, Path(mirror, path.name)] if mirror else [path]:
+def fetch_file(url, path, sha256=None):
+    """The Path of a raw file: `path`, if it is there, or where DATA_MIRROR, a folder, has it; else
+    it is fetched, from DATA_MIRROR, the beginning of a URL, or from its URL. UserError if it can't
+    be had, or has another sha256 than a given one, wherever it came from."""
+    mirror = os.environ.get('DATA_MIRROR') or str(path.parent)
+    for there in (path, Path(mirror, path.name)):
         if there.is_file():
             check_sum(there, sha256)
             return there
-    prefixed = [f'{mirror.rstrip("/")}/{path.name}'] if '://' in mirror else []
-    for source in [*prefixed, url]:
+    sources = [f'{mirror.rstrip("/")}/{path.name}', url] if '://' in mirror else [url]
+    for source in sources:
         try:
             return download(source, path, sha256)
         except FAILURES as error:
@@ -49,58 +36,47 @@ def fetch_file(url, path, sha256, mirror):
                     f'{command("train.py", "--dataset=stdlib")}')
 
 
-def announce(urls, folder):
-    """Say how much is to come, where the servers tell."""
-    with contextlib.suppress(*FAILURES), ThreadPoolExecutor(8) as pool:
-        total = sum(pool.map(remote_size, urls))
-        print(f'{len(urls):,} {"file" if len(urls) == 1 else "files"}, {total / 1e6:,.1f} MB, to '
-              f'be fetched into {folder}', flush=True)
-
-
-def remote_size(url):
-    """How many bytes a server says that a file has, 0 if it does not."""
-    request = urllib.request.Request(url, method='HEAD')
-    with urllib.request.urlopen(request, timeout=10) as response:
-        return int(response.headers['Content-Length'] or 0)
-
-
-def download(url, path, sha256=None, attempts=5):
+def download(url, path, sha256=None):
     """Fetch url to path, which appears only when it is whole; what came before a failure stays in
     PATH.part, with what the server calls this version of the file in PATH.version, and is not
     fetched again. Raises one of FAILURES, or UserError for a wrong sha256."""
     part, version = (path.with_name(f'{path.name}.{kind}') for kind in ('part', 'version'))
     part.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        known = version.exists() and version.read_text(encoding='utf-8')
-        had = part.stat().st_size if known and part.exists() else 0
+        had = size_of(part)
         try:
-            receive(url, part, had, version)
+            receive(url, part, version)
             break
         except FAILURES as error:
-            if getattr(error, 'code', None) == 416 and part.exists():
+            if getattr(error, 'code', None) == 416 and had:
                 part.unlink()  # nothing comes after what is there
-            elif attempts <= 1 or not part.exists() or part.stat().st_size == had:
+            elif size_of(part) <= had:
                 raise
-            attempts -= 1
     check_sum(part, sha256)
     os.replace(part, path)
     version.unlink()
     return path
 
 
-def receive(url, part, had, version):
-    """Append what is missing after `had` bytes to the file, if the server can and still has the
-    version that they are of, which the file `version` names; else fetch all anew."""
-    known = version.read_text(encoding='utf-8') if had else ''
+def size_of(path):
+    """The bytes of a file, 0 if there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def receive(url, part, version):
+    """Append what is missing to the file `part`, if the server can and still has the version that
+    the file `version` names; else fetch all anew."""
+    known = version.read_text(encoding='utf-8') if version.exists() else ''
+    had = size_of(part) if known else 0
     headers = {'Range': f'bytes={had}-', 'If-Range': known} if had else {}
     request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         refuse_page(response, part.stem)
         if response.status == 206 and version_of(response) not in ('', known):
-            return receive(url, part, 0, version)  # the server knows no If-Range
+            version.unlink()  # the server knows no If-Range
+            return receive(url, part, version)
         had = had if response.status == 206 else 0
-        size = int(response.headers['Content-Length'] or 0)
-        total = had + size if size else None
+        total = had + int(response.headers['Content-Length'] or 0)
         bar = progress_bar(total=total, initial=had, desc=part.stem, unit='B', unit_scale=True)
         with bar, open(part, 'ab' if had else 'wb') as file:
             if not had:  # and the part is empty now
@@ -108,8 +84,8 @@ def receive(url, part, had, version):
             while block := response.read1(BLOCK):  # what has come is kept if no more does
                 file.write(block)
                 bar.update(len(block))
-    if total and part.stat().st_size != total:
-        raise OSError(f'{part.stat().st_size:,} of {total:,} bytes came')
+    if size_of(part) < total:
+        raise OSError(f'{size_of(part):,} of {total:,} bytes came')
 
 
 def version_of(response):

@@ -136,13 +136,12 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('found.start() if found else size', 'size'),
     ],
     'folio/download.py': [
-        ("    if total and part.stat().st_size != total:\n", "    if False:\n"),
+        ('    if size_of(part) < total:\n', '    if False:\n'),
         ("'ab' if had else 'wb'", "'wb'"),
         ('had if response.status == 206 else 0', 'had'),
         ('            check_sum(there, sha256)\n', ''),
-        ("prefixed = [f'{mirror.rstrip(\"/\")}/{path.name}'] if '://' in mirror else []",
-         'prefixed = []'),
-        ('or part.stat().st_size == had', ''),
+        ("if '://' in mirror else [url]", 'if False else [url]'),
+        ('elif size_of(part) <= had:', 'elif size_of(part) > had:'),
     ],
     'folio/tokenizer.py': [
         ('self.start = next(starts, 0)', 'self.start = 0'),
@@ -173,7 +172,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
     'folio/options.py': [
         ('value is not None and not COMPARISONS', 'value is not None and COMPARISONS'),
         ("return path if path.exists() or", 'return path if'),
-        ("or may_be(fields[key], bool):", 'or False:'),
+        ("or may_be_true(fields[key]):", 'or False:'),
         ("alone = not words or words[0].startswith('--')", 'alone = not words'),
         ("return max(begins, *ratios), ratios[0]", 'return max(ratios), ratios[0]'),
         ("name.removesuffix('.py') if folder", "name if folder"),

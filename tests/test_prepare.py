@@ -141,7 +141,7 @@ def test_long_documents_are_not_held_in_memory(home):
 
 def test_a_recipe_whose_library_is_missing_fetches_nothing(home, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
-    monkeypatch.setattr('folio.download.fetch_files', lambda *arguments: pytest.fail('it fetched'))
+    monkeypatch.setattr('folio.download.fetch_file', lambda *arguments: pytest.fail('it fetched'))
     with pytest.raises(UserError, match='pip install pyarrow'):
         prepare.main(['--url=http://localhost/x.PARQUET?download=true', '--name=some'])
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
@@ -197,7 +197,7 @@ def test_rare_characters_become_one_unknown_and_their_share_is_said(home, capsys
     (['--input=tiny.txt', '--name=x', '--tokenizer=gpt5'], 'there are char, byte, gpt2'),
     (['--input=tiny.txt', '--name=x', '--tokenizer=bpe:9'], '257'),
     (['--input=tiny.txt', '--name=x', '--tokenizer=bpe:99999999'], 'to 16,777,216'),
-    (['--input=tiny.txt', '--name=x', '--max_vocab=1'], 'max_vocab must be >= 2'),
+    (['--input=tiny.txt', '--name=x', '--max_vocab=1'], 'max_vocab must be .* >= 2'),
     (['--input=field.jsonl', '--name=x'], 'field.jsonl, line 2.*: no text is called text .*story'),
     (['--input=broken.jsonl', '--name=x'], 'broken.jsonl, line 1, where'),
     (['--input=cut.txt.gz', '--name=x'], 'cut.txt.gz cannot be read'),
