@@ -239,7 +239,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('nats > 700', 'nats > 7e6'),
     ],
     'tools/lambada.py': [
-        ('0.9 * lengths[i]', '0.7 * lengths[i]'),
+        ('0.9 * length', '0.7 * length'),
         ('ids[-context - 1:]', 'ids[-context:]'),
         ('len(ids) > context + 1', 'len(ids) > context'),
         ('not word.any()', 'not word[0]'),

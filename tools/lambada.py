@@ -6,15 +6,15 @@ A model that has read the passage up to its last word says that word if each of 
 likeliest. No token stands before the passage.
 """
 
-import json
-
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from folio.cli import UserError, progress_bar
+from folio.options import find
+from folio.texts import read_json_lines
 from prepare import recipe_files
-from tools.measure import perplexity, read_text, score
+from tools.measure import perplexity, score
 from train import sequences_at_once
 
 
@@ -25,25 +25,24 @@ def lambada(model, tokenizer, path, context, machine):
         path = (machine.on_rank_0(recipe_files, 'lambada') or recipe_files('lambada'))[0]
     context = context or model.config.block_size
     whole = machine.together(list, read_passages(path, tokenizer, context))
+    if not whole:
+        raise UserError(f'{path} has no passages')
     passages = [(ids[-context - 1:], count) for ids, count in whole]
     cut = sum(len(ids) > context + 1 for ids, _ in whole)
     if cut:
         print(f'{cut:,} passages are longer than {context:,} tokens, and are cut on the left')
-    lengths = [len(ids) - 1 for ids, _ in passages]
-    batches = list(by_length(lengths, model.config.vocab_size))
-    nats, right = (say_last_words(passages, batches, model, machine) / len(passages)).tolist()
-    padded = sum(len(batch) * lengths[batch[-1]] for batch in batches)
+    nats, right = (say_last_words(passages, model, machine) / len(passages)).tolist()
     return {'accuracy': right, 'perplexity': perplexity(nats), 'passages': len(passages),
-            'cut': cut, 'tokens': sum(lengths), 'padding': 1 - sum(lengths) / padded}
+            'cut': cut, 'tokens': sum(len(ids) - 1 for ids, _ in passages)}
 
 
-def say_last_words(passages, batches, model, machine):
-    """(2,): the nats of all last words, and how many are right, over all processes. batches: lists
-    of indices of passages."""
+def say_last_words(passages, model, machine):
+    """(2,): the nats of all last words, and how many are right, over all processes."""
     sums = torch.zeros(2, dtype=torch.float64)
+    batches = list(by_length(passages, model.config.vocab_size))
     with progress_bar(machine.rank == 0, total=len(passages), unit=' passages') as bar:
         for batch in batches[machine.rank::machine.world]:
-            sums += last_words([passages[i] for i in batch], model, machine)
+            sums += last_words(batch, model, machine)
             bar.update(min(len(batch) * machine.world, bar.total - bar.n))
     return machine.sum(sums)
 
@@ -51,22 +50,15 @@ def say_last_words(passages, batches, model, machine):
 def read_passages(path, tokenizer, context):
     """(ids, count) for each line of a file of JSON objects with a `text`, whose last word, with the
     space before it, is the last `count` ids."""
-    lines = [(i, line) for i, line in enumerate(read_text(path).split('\n'), 1) if line.strip()]
-    if not lines:
-        raise UserError(f'{path} has no passages')
-    for number, line in lines:
-        where = f'{path}, line {number}'
+    for number, text in enumerate(read_json_lines(find(path), 'text'), 1):
+        before, _, word = text.rpartition(' ')
         try:
-            before, _, word = json.loads(line)['text'].rpartition(' ')
             first, target = encode_passage(tokenizer, before, word)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f'{where} is no JSON object with a "text"') from None
         except UserError as error:
-            raise UserError(f'{where}: {error}') from None
-        if not before:
-            raise UserError(f'{where}: no word stands before the last')
-        if len(target) > context:
-            raise UserError(f'{where}: the last word alone fills the context of {context} tokens')
+            raise UserError(f'{path}, passage {number}: {error}') from None
+        if not before or len(target) > context:
+            raise UserError(f'{path}, passage {number}: its last word has no word before it, or '
+                            f'fills the context of {context} tokens')
         yield torch.from_numpy(np.concatenate((first, target)).astype(np.int64)), len(target)
 
 
@@ -79,16 +71,17 @@ def encode_passage(tokenizer, before, word):
     return first, tokenizer.encode(f' {word}')
 
 
-def by_length(lengths, vocab_size):
-    """Lists of indices, in order of length, for one pass each; the shortest text of a list has at
-    least nine tenths of the longest's tokens, so that less than a tenth is padding."""
+def by_length(passages, vocab_size):
+    """Lists of passages, in order of length, for one pass each; the shortest of a list has at least
+    nine tenths of the longest's tokens, so that less than a tenth is padding."""
     batch = []
-    for i in np.argsort(lengths, kind='stable').tolist():
-        full = len(batch) >= sequences_at_once(lengths[i], vocab_size)
-        if batch and (full or lengths[batch[0]] < 0.9 * lengths[i]):
+    for passage in sorted(passages, key=lambda passage: len(passage[0])):
+        length = len(passage[0])
+        full = len(batch) >= sequences_at_once(length, vocab_size)
+        if batch and (full or len(batch[0][0]) < 0.9 * length):
             yield batch
             batch = []
-        batch.append(i)
+        batch.append(passage)
     yield batch
 
 

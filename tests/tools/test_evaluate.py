@@ -128,11 +128,11 @@ def test_numbers_that_json_has_no_word_for_are_null():
     (['--task=lambada', '--file=word.jsonl', '--stride=2'], '--stride means nothing with --task'),
     (['--task=lambada'], r'lambada\.py'),
     (['--task=lambada', '--file=empty.txt'], 'empty.txt has no passages'),
-    (['--task=lambada', '--file=field.jsonl'], r'field.jsonl, line 3 is no JSON object with a "te'),
-    (['--task=lambada', '--file=tiny.txt'], 'tiny.txt, line 1 is no JSON object'),
-    (['--task=lambada', '--file=word.jsonl'], 'word.jsonl, line 1: no word stands before the last'),
-    (['--task=lambada', '--file=char.jsonl'], 'char.jsonl, line 1: the vocabulary has no char'),
-    (['--task=lambada', '--file=long.jsonl'], 'long.jsonl, line 1: the last word alone fills the'),
+    (['--task=lambada', '--file=field.jsonl'], r'field.jsonl, line 3, .* no text is'),
+    (['--task=lambada', '--file=tiny.txt'], 'tiny.txt, line 1, where {"text"'),
+    (['--task=lambada', '--file=word.jsonl'], 'word.jsonl, passage 1: .* no word before it'),
+    (['--task=lambada', '--file=char.jsonl'], 'char.jsonl, passage 1: the vocabulary has no'),
+    (['--task=lambada', '--file=long.jsonl'], 'long.jsonl, passage 1: .* fills the context'),
     (['--compare=run,nowhere'], 'nowhere: there is no log.jsonl'),
 ])
 def test_what_cannot_be_measured_is_one_line(trained, home, argv, message):
