@@ -78,7 +78,8 @@ def small_gpt():
     torch.manual_seed(1337)
     gpt = model.GPT(model.GPTConfig(
         block_size=64, vocab_size=65, n_layer=4, n_head=4, n_embd=128, position='learned',
-        norm='layernorm', norm_weight=True, mlp='gelu', qk_norm=False, bias=True))
+        norm='layernorm', norm_weight=True, mlp='gelu', qk_norm=False,
+        token_shift=False, bias=True))
     with torch.no_grad():
         for p in gpt.parameters():  # so that no bias is 0 and no weight of a norm 1
             p.add_(0.1 * torch.randn_like(p))

@@ -1,7 +1,7 @@
-"""Speed and memory, side by side: of training, of preparing a text, of drawing a batch.
+"""Speed and memory of training, side by side.
 
     python tools/bench.py
-    python tools/bench.py --sizes=nanogpt_cpu --text_mb=0 --against=../nanoGPT --rounds=20
+    python tools/bench.py --sizes=nanogpt_cpu --against=../nanoGPT --rounds=20
 
 Each contender is a process with a memory of its own. They take their steps in turns, one at a time,
 so that a noisy machine is noisy for all; what is printed are medians.
@@ -12,9 +12,7 @@ import functools
 import importlib.util
 import io
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -36,13 +34,11 @@ from torch.utils.benchmark import Timer
 
 import folio.options
 import model
-import prepare
 import train
 from folio.cli import UserError, first_line, progress_bar
-from folio.machine import Machine, choose_device, choose_dtype, keep_memory
+from folio.machine import Machine, keep_memory
 from folio.optim import make_optimizers
 from folio.options import InPath
-from folio.speed import fastest_format
 from tools.measure import TextTokens
 
 GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'mlp': 'gelu',
@@ -56,75 +52,60 @@ SIZES = {
              'batch_size': 4},
 }
 OURS = {'eager': {}, 'compiled': {'compile': True},
-        'muon': {'optimizer': 'muon'}, 'compiled muon': {'optimizer': 'muon', 'compile': True}}
+        'muon': {'optimizer': 'muon'}, 'compiled muon': {'optimizer': 'muon', 'compile': True},
+        'explicit': {}, 'sdpa': {}, 'nn.TransformerEncoder': {}}  # other ways of attention
+Size, Way = Literal[tuple(SIZES)], Literal[tuple(OURS)]
 
 
 @dataclass
 class BenchConfig:
     """What to measure."""
-    sizes: list[str] = field(default_factory=lambda: ['nanogpt_cpu'])  # also nanogpt_10m, gpt2
-    ours: list[str] = field(default_factory=lambda: list(OURS))  # which of our ways to train
-    attention: bool = True  # and explicit attention, SDPA and nn.TransformerEncoder
+    sizes: list[Size] = field(default_factory=lambda: ['nanogpt_cpu'])  # of the model
+    ours: list[Way] = field(default_factory=lambda: list(OURS))  # to train it
     against: InPath | None = None  # a checkout of nanoGPT, whose model.py is measured too
     rounds: Annotated[int, '>= 1'] = 10  # steps of each contender
-    text_mb: Annotated[int, '>= 0'] = 10  # megabytes of text to prepare with each tokenizer
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto'  # ours; nanoGPT's is float32 on a CPU
 
 
 def main(argv):
-    """Print a table for each size, then those of texts."""
-    options, _ = folio.options.parse(BenchConfig, argv)
-    sizes = list(filter(None, options.sizes))
-    for size in sizes:
-        if size not in SIZES:
-            raise UserError(f'no size {size}; there are {", ".join(SIZES)}')
+    """Print a table for each size."""
+    options, given = folio.options.parse(BenchConfig, argv)
     if options.against and not (folio.options.find(options.against) / 'model.py').is_file():
         raise UserError(f'--against={options.against}: there is no model.py')
-    device = choose_device(options.device)
-    print(f'{device}, {torch.get_num_threads()} threads, torch {torch.__version__}')
-    for size in sizes:
-        compare_steps(size, options, device, format_of(size, options.dtype, device))
-    if options.text_mb:
-        compare_texts(options.text_mb)
+    for size in options.sizes:
+        compare_steps(size, options, given)
 
 
-def format_of(size, dtype, device):
-    """The torch.dtype of the option `dtype` for a size; on a CPU 'auto' is the fastest."""
-    shape = SIZES[size]
-    rows, cpu = shape['batch_size'] * shape['block_size'], device.type == 'cpu'
-    return choose_dtype(dtype, device, fastest_format(rows, shape['n_embd']) if cpu else None)
-
-
-def compare_steps(size, options, device, dtype):
+def compare_steps(size, options, given):
     """Print the table of one size."""
-    names = [name for name in OURS if name in options.ours]
-    names += [*ATTENTION, 'nn.TransformerEncoder'] if options.attention else []
-    names += ['nanoGPT'] if options.against else []
-    shape = SIZES[size]
+    shape, machine = SIZES[size], Machine()
     tokens = shape['batch_size'] * shape['block_size']
-    seconds, memory = take_turns(names, size, options, dtype)
-    rate = matrix_rate(tokens, shape['n_embd'], device, dtype)
-    work = flops_per_token(shape)
-    print(f'\n### {size}: {shape["batch_size"]} x {shape["block_size"]} tokens a step, {dtype}; '
-          f'matrix products {rate / 1e9:,.0f} GFLOP/s\n')
+    machine.choose(options, given, tokens, shape['n_embd'])
+    names = options.ours + (['nanoGPT'] if options.against else [])
+    seconds, memory = take_turns(names, size, options, machine)
+    rate = matrix_rate(tokens, shape['n_embd'], machine)
+    work = tokens * flops_per_token(shape) / rate  # seconds, at the products' rate
+    print(f'\n### {size}: {shape["batch_size"]} x {shape["block_size"]} tokens a step\n\n'
+          f'{machine.device}, {machine.dtype}, {torch.get_num_threads()} threads, torch '
+          f'{torch.__version__}; matrix products {rate / 1e9:,.0f} GFLOP/s\n')
     print("| | tokens/s | ms a step | of the products' rate | peak memory, GB | times nanoGPT |")
     print('|---|---|---|---|---|---|')
     for name in names:
         ratio = f'{seconds["nanoGPT"] / seconds[name]:.2f}' if options.against else ''
         print(f'| {name} | {tokens / seconds[name]:,.0f} | {1000 * seconds[name]:.1f} | '
-              f'{work * tokens / seconds[name] / rate:.0%} | {memory[name] / 1e9:.2f} | {ratio} |')
+              f'{work / seconds[name]:.0%} | {memory[name] / 1e9:.2f} | {ratio} |')
 
 
-def take_turns(names, size, options, dtype):
+def take_turns(names, size, options, machine):
     """({name: median seconds a step}, {name: peak bytes}) of the contenders."""
     times, memory = defaultdict(list), {}
     with contextlib.ExitStack() as stack, progress_bar(
-            total=len(names) * (options.rounds + 1), desc=size) as bar:
+            total=len(names) * options.rounds, desc=size) as bar:
         pools = {name: stack.enter_context(ProcessPoolExecutor(1, get_context('spawn')))
                  for name in names}
-        for name in names * (options.rounds + 1):
-            step = pools[name].submit(take_step, name, size, options.device, dtype,
+        for name in names * options.rounds:
+            step = pools[name].submit(take_step, name, size, machine.device, machine.dtype,
                                       options.against)
             try:
                 seconds, memory[name] = step.result()
@@ -132,17 +113,16 @@ def take_turns(names, size, options, dtype):
                 raise UserError(f'{size}: {name} failed: {first_line(error)}') from None
             times[name].append(seconds)
             bar.update()
-    return {name: statistics.median(times[name][1:]) for name in names}, memory  # [0] warms up
+    return {name: statistics.median(times[name]) for name in names}, memory
 
 
 def take_step(name, size, device, dtype, against):
-    """(seconds, peak bytes) of a step, in the contender's process; options as in BenchConfig."""
-    device = choose_device(device)
+    """(seconds, peak bytes) of a step, in the contender's process."""
     step = make_step(name, size, device, dtype, against)
     start = time.perf_counter()
     step()
     if device.type == 'cuda':
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start, peak_bytes(device)
 
 
@@ -164,7 +144,7 @@ def make_step(name, size, device, dtype, against):
 def peak_bytes(device):
     """The most memory that this process has held: the GPU's, or else the machine's."""
     if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     import resource  # not on Windows
     unit = 1 if sys.platform == 'darwin' else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -249,11 +229,11 @@ def load_nanogpt(shape, path, device):
         return network, network.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device.type)
 
 
-def matrix_rate(tokens, n_embd, device, dtype):
+def matrix_rate(tokens, n_embd, machine):
     """FLOP/s of the MLP's matrix product at this size, the fastest of a second's."""
-    operands = {'x': torch.randn(tokens, n_embd, device=device, dtype=dtype),
-                'w': torch.randn(n_embd, 4 * n_embd, device=device, dtype=dtype)}
-    timer = Timer('x @ w', globals=operands, num_threads=torch.get_num_threads())
+    x, w = (torch.randn(shape, device=machine.device, dtype=machine.dtype)
+            for shape in ((tokens, n_embd), (n_embd, 4 * n_embd)))
+    timer = Timer('x @ w', globals={'x': x, 'w': w}, num_threads=torch.get_num_threads())
     return 8 * tokens * n_embd ** 2 / min(timer.blocked_autorange(min_run_time=1).times)
 
 
@@ -261,50 +241,6 @@ def flops_per_token(shape):
     """Of forward and backward: 6 a weight, and attention's (Chowdhery et al. 2022, appendix B)."""
     L, C, T, V = (shape[name] for name in ('n_layer', 'n_embd', 'block_size', 'vocab_size'))
     return 6 * (12 * L * C ** 2 + V * C) + 12 * L * C * T
-
-
-# --- texts ---------------------------------------------------------------------------------------
-
-TEXT_TURN = """
-import os, pathlib, sys, time
-import folio.options, folio.texts, folio.tokenizer, prepare
-name, path = sys.argv[1], pathlib.Path(sys.argv[2])
-folio.options.ROOT = path.parent
-if ',' in name:
-    encoding = folio.tokenizer.Tokenizer(folio.tokenizer.tiktoken_spec('gpt2')).encoding
-    whole, size = path.read_text(encoding='utf-8', errors='ignore'), folio.texts.PIECE
-    pieces = [whole[i:i + size] for i in range(0, len(whole), size)]
-    work = lambda: encoding.encode_ordinary_batch(pieces, num_threads=os.cpu_count())
-else:
-    work = lambda: prepare.main([f'--input={path}', f'--tokenizer={name}', '--name=text'])
-start = time.perf_counter()
-work()
-status = pathlib.Path('/proc/self/status')  # only Linux has it
-kilobytes = status.read_text().split('VmHWM:')[1].split()[0] if status.exists() else 'nan'
-print(time.perf_counter() - start, 1024 * float(kilobytes))
-"""  # in a process of its own, without torch
-TOKENIZERS = ['char', 'byte', 'gpt2', "gpt2, tiktoken's encode_ordinary_batch", 'bpe:4096']
-
-
-def compare_texts(megabytes, rounds=3):
-    """Print the table of preparing the standard library's source, repeated to that size."""
-    seconds, memory = defaultdict(list), {}
-    with tempfile.TemporaryDirectory() as folder, progress_bar(
-            total=rounds * len(TOKENIZERS), desc='texts') as bar:
-        source = b''.join(path.read_bytes() for path in prepare.recipe_files('stdlib'))
-        path = Path(folder, 'text.txt')
-        path.write_bytes((source * (megabytes * 10 ** 6 // len(source) + 1))[:megabytes * 10 ** 6])
-        for name in TOKENIZERS * rounds:
-            turn = subprocess.run([sys.executable, '-c', TEXT_TURN, name, path], text=True,
-                                  cwd=folio.options.ROOT, capture_output=True)
-            if turn.returncode == 0:  # else there is no vocabulary, or a library is missing
-                second, memory[name] = map(float, turn.stdout.split()[-2:])
-                seconds[name].append(second)
-            bar.update()
-    print(f'\n### {megabytes:,} MB of text\n\n| | MB/s | peak memory, MB |\n|---|---|---|')
-    for name in seconds:
-        rate = megabytes / statistics.median(seconds[name])
-        print(f'| {name} | {rate:.1f} | {memory[name] / 1e6:.0f} |')
 
 
 if __name__ == '__main__':

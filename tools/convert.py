@@ -12,7 +12,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -50,14 +49,13 @@ class ConvertConfig:
 def main(argv):
     """Convert in the direction that the options name."""
     options, _ = folio.options.parse(ConvertConfig, argv)
-    if (options.from_ is None) == (options.to is None):
-        raise UserError('give either --from=gpt2 (or a folder) or --to=hf')
-    if options.from_ is not None:
-        return import_model(options.from_, options.out_dir)
-    if options.dest is None or options.out_dir is None:
-        raise UserError('--to=hf takes the checkpoint --out_dir=DIR and writes the folder '
-                        '--dest=DIR')
-    export_model(options.out_dir, Path(os.path.expanduser(options.dest)))
+    if options.from_ and not options.to:
+        import_model(options.from_, options.out_dir)
+    elif options.to and options.out_dir and options.dest and not options.from_:
+        export_model(options.out_dir, Path(os.path.expanduser(options.dest)))
+    else:
+        raise UserError('give either --from=gpt2 (or a folder), or --to=hf with the checkpoint '
+                        '--out_dir=DIR and the folder to be made --dest=DIR')
 
 
 # --- in ------------------------------------------------------------------------------------------
@@ -80,67 +78,49 @@ def read_model(source, name):
     """(resolved GPTConfig, state_dict, tokenizer's dict or None) of a folder or a model's name."""
     folder = folio.options.find(source)
     folder = folder if folder.is_dir() else fetch_model(source)
-    description = read_json(folder / 'config.json')
-    shape = layouts.read_shape(description, folder / 'config.json')
-    spec = read_tokenizer(folder, name)
-    with damaged(folder / 'tokenizer.json'):
+    with reading(folder / 'config.json'):
+        description = read_json(folder / 'config.json')
+        shape = layouts.read_shape(description)
+    spec, tensors = read_tokenizer(folder, name), read_tensors(folder)
+    with reading(folder):
         size = Tokenizer(spec).vocab_size if spec else 0
-    if size > shape.vocab_size:
-        raise UserError(f'{source}: its tokenizer has {size:,} ids, its model {shape.vocab_size:,}')
-    tensors = read_tensors(weight_files(folder))
+        if size > shape.vocab_size:
+            raise UserError(f'its tokenizer has {size:,} ids, its model {shape.vocab_size:,}')
+        return shape, layouts.to_ours(tensors, description['model_type'], shape), spec
+
+
+@contextlib.contextmanager
+def reading(path):
+    """A UserError that names the path for whatever other people's files make a library raise."""
     try:
-        with damaged(folder):
-            return shape, layouts.to_ours(tensors, description['model_type'], shape), spec
+        yield
     except UserError as error:
-        raise UserError(f'{source}: {error}') from None
+        raise UserError(f'{path}: {error}') from None
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        raise UserError(f'{path} can\'t be read: {type(error).__name__}: {first_line(error)}'
+                        ) from None
 
 
 def fetch_model(name):
     """The folder with a model of the hub, in the cache of huggingface_hub; UserError where it can't
     be fetched."""
-    if not re.fullmatch(r'[\w-][\w.-]*(/[\w-][\w.-]*)?', name):
-        raise UserError(f'--from={name}: there is no such folder, and no model has such a name')
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(f'--from={name}: there is no such folder; for the models of the hub: '
-                        'pip install huggingface_hub') from None
+    hub = import_library('huggingface_hub', f'--from={name}: there is no such folder; for the '
+                                            'models of the hub')
     name = f'openai-community/{name}' if name.startswith('gpt2') and '/' not in name else name
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(hub.snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # whatever the hub, the network or the disk bring
-        unknown = isinstance(error, huggingface_hub.errors.RepositoryNotFoundError)
-        hint = ' (no such model, or only for accounts)' if unknown else ''
         raise UserError(
-            f'{name} could not be fetched from {huggingface_hub.constants.ENDPOINT}: '
-            f'{first_line(error)}{hint}; or save its config.json, {WEIGHTS} and tokenizer.json in '
-            'a folder, and name that: --from=FOLDER') from None
-
-
-def weight_files(folder):
-    """The files that hold a folder's weights; UserError where what there is can't be read."""
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    if (folder / INDEX).exists():
-        names = read_json(folder / INDEX).get('weight_map')
-        if not isinstance(names, dict):
-            raise UserError(f'{folder / INDEX} has no weight_map')
-        return sorted({folder / Path(str(name)).name for name in names.values()})
-    raise UserError(f'{folder} has no {WEIGHTS}; weights in other files, such as '
-                    'pytorch_model.bin, are not read, for such a file runs code (pickle)')
+            f'{name} is no folder, and could not be fetched from {hub.constants.ENDPOINT}: '
+            f'{type(error).__name__}: {first_line(error)}; or save its config.json, {WEIGHTS} and '
+            'tokenizer.json in a folder, and name that: --from=FOLDER') from None
 
 
 def read_json(path):
-    """The dict in a JSON file; UserError for a file that is missing or holds no dict."""
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise UserError(f'{path.parent} has no {path.name}') from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'{path} is not JSON: {error}') from None
-    if not isinstance(content, dict):
-        raise UserError(f'{path} holds no JSON object')
-    return content
+    """The dict in a JSON file."""
+    return dict(json.loads(path.read_text(encoding='utf-8')))
 
 
 def read_tokenizer(folder, name):
@@ -148,38 +128,36 @@ def read_tokenizer(folder, name):
     is said, where neither can be read."""
     path, settings = folder / 'tokenizer.json', folder / 'tokenizer_config.json'
     if path.exists():
-        with in_format(path):
+        with reading(path):
             return hf_tokenizer.from_json(read_json(path), name)
     if (folder / 'vocab.json').exists() and (folder / 'merges.txt').exists():
-        settings = read_json(settings) if settings.exists() else {}
-        if settings.get('tokenizer_class') in GPT2_CLASSES:  # others cut a text in other ways
-            with in_format(folder / 'vocab.json'):
+        with reading(folder / 'vocab.json'):
+            settings = read_json(settings) if settings.exists() else {}
+            if settings.get('tokenizer_class') in GPT2_CLASSES:  # others cut a text in other ways
                 return hf_tokenizer.from_merges(folder, name, settings)
     print(f'{folder} has no tokenizer that can be read, a tokenizer.json or the vocab.json and '
           'merges.txt of a GPT-2, so the model comes without one')
 
 
-@contextlib.contextmanager
-def in_format(path):
-    """A UserError for what goes wrong with the file of a tokenizer."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # which is what the library raises
-        raise UserError(f'{path} is not in the format of tokenizers: '
-                        f'{type(error).__name__}: {first_line(error)}') from None
-
-
-def read_tensors(paths):
-    """The tensors of .safetensors files, by name."""
-    safetensors, tensors = import_library('safetensors.torch', 'tools/convert.py'), {}
-    for path in paths:
-        try:
-            tensors |= safetensors.load_file(path)
-        except Exception as error:  # whatever a broken file makes the library raise
-            raise UserError(f'{path} is no whole .safetensors: {first_line(error)}') from None
+def read_tensors(folder):
+    """The tensors of a folder's .safetensors files, by name."""
+    library, tensors = import_library('safetensors.torch', 'tools/convert.py'), {}
+    for path in weight_files(folder):
+        with reading(path):
+            tensors |= library.load_file(path)
     return tensors
+
+
+def weight_files(folder):
+    """The files that hold a folder's weights; UserError if there are none."""
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).exists():
+        raise UserError(f'{folder} has no {WEIGHTS}; weights in other files, such as '
+                        'pytorch_model.bin, are not read, for such a file runs code (pickle)')
+    with reading(folder / INDEX):
+        names = set(read_json(folder / INDEX)['weight_map'].values())
+        return [folder / Path(name).name for name in sorted(names)]
 
 
 # --- out -----------------------------------------------------------------------------------------
@@ -191,7 +169,7 @@ def export_model(out_dir, dest):
         shape = GPTConfig(**{name: state['config'][name] for name in SHAPE}).resolved()
         check_weights(state['model'], shape)
     layout = layouts.choose_layout(shape)
-    if dest.is_file() or dest.is_dir() and any(dest.iterdir()):
+    if dest.exists():
         raise UserError(f'{dest} is there already; name a folder that is not, or remove it')
     tensors, written = layouts.to_theirs(state['model'], layout, shape)
     with damaged(out_dir):
@@ -201,18 +179,16 @@ def export_model(out_dir, dest):
 
 
 def write_folder(dest, contents, tensors):
-    """Write JSON contents, by file name, and tensors as the folder dest, absent or empty before;
+    """Write JSON contents, by file name, and tensors as the folder dest, which is not there;
     UserError where that fails, and nothing is left of it."""
-    safetensors = import_library('safetensors.torch', 'tools/convert.py')
+    library = import_library('safetensors.torch', 'tools/convert.py')
     folder = Path(f'{dest}.tmp')
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in contents.items():
             text = json.dumps(content, indent=None if file == 'tokenizer.json' else 2)
             (folder / file).write_text(text, encoding='utf-8')
-        safetensors.save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
-        if dest.exists():  # and is empty
-            dest.rmdir()
+        library.save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
         os.replace(folder, dest)
     except Exception as error:  # a full disk, of which the library has its own
         shutil.rmtree(folder, ignore_errors=True)
@@ -228,16 +204,15 @@ def json_files(description, spec, shape):
     never = list(range(tokenizer.vocab_size, shape.vocab_size)) if spec else []  # padding
     contents = {'config.json': description | ends,
                 'generation_config.json': ends | {'suppress_tokens': never or None}}
-    if spec:
-        contents['tokenizer.json'] = hf_tokenizer.to_json(spec)
-        contents['tokenizer_config.json'] = {
+    if not spec:
+        return contents
+    name = None if end is None else '<|endoftext|>'
+    return contents | {
+        'tokenizer.json': hf_tokenizer.to_json(spec),
+        'tokenizer_config.json': {
             'tokenizer_class': 'PreTrainedTokenizerFast', 'model_max_length': shape.block_size,
-            'clean_up_tokenization_spaces': False,
-            'split_special_tokens': True}  # <|endoftext|> in a text is text
-    if end is not None:
-        contents['tokenizer_config.json'] |= dict.fromkeys(
-            ('bos_token', 'eos_token'), '<|endoftext|>')
-    return contents
+            'clean_up_tokenization_spaces': False, 'bos_token': name, 'eos_token': name,
+            'split_special_tokens': True}}  # <|endoftext|> in a text is text
 
 
 if __name__ == '__main__':

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from folio import cli  # first of all, for then an interrupt while torch is loaded is quiet
 
 # isort: split
-import numpy as np
 import torch
 
 import folio.options
@@ -68,34 +67,30 @@ def main(argv):
         else:
             numbers = evaluate(options, given)
     if numbers and options.json:
-        print(json.dumps(finite(numbers)))
+        text = json.dumps(numbers)  # in which NaN and Infinity may stand, which are no JSON
+        print(json.dumps(json.loads(text, parse_constant=lambda name: None)))
 
 
 def check_combinations(options, given):
     """UserError for options that don't fit each other."""
     if options.per_line and not options.file:
         raise UserError('--per_line needs --file=FILE')
-    unused = {'task': ('eval_tokens', 'per_line', 'stride', 'dataset', 'split'),
-              'file': ('dataset', 'split')}
-    for name, others in unused.items():
-        value, wrong = getattr(options, name), [other for other in others if given.get(other)]
-        if value and wrong:
-            raise UserError(f'--{wrong[0]} means nothing with --{name}={value}')
-
-
-def finite(value):
-    """The same, with None for the numbers that JSON has no word for."""
-    return json.loads(json.dumps(value), parse_constant=lambda name: None)
+    unused = ['dataset', 'split'] if options.file or options.task else []
+    unused += ['eval_tokens', 'per_line', 'stride'] if options.task else []
+    wrong = [name for name in unused if given.get(name)]
+    if wrong:
+        raise UserError(f'--{wrong[0]} means nothing with --{"task" if options.task else "file"}')
 
 
 def evaluate(options, given):
     """Print the numbers of a checkpoint; returns them as a dict, but by rank 0 only."""
     with open_machine(options) as machine:
-        options, state, model = machine.together(read_checkpoint, options, given)
+        options, state, model, tokenizer = machine.together(read_checkpoint, options, given)
+        check_model(options, model, tokenizer)
         options = machine.choose(options, given, ROWS, model.config.n_embd)
         print(f'{options.out_dir} (step {state.get("step", 0):,}), '
               f'{count_parameters(model):,} parameters; {machine}')
-        tokenizer = machine.together(open_tokenizer, options, state, model)
+        print_versions(state.get('versions', {}))
         model = model.to(machine.device)
         begin = time.perf_counter()
         if options.task:
@@ -110,38 +105,34 @@ def evaluate(options, given):
 
 
 def read_checkpoint(options, given):
-    """(options, checkpoint's dict, model): the run's own dtype and data set unless others are
-    given."""
+    """(options, checkpoint's dict, model, Tokenizer or None): the run's own dtype and data set
+    unless others are given."""
     state = load(options.out_dir)
     options = inherit(options, given, state['config'], fixed=[], names=['dtype', 'dataset'])
     with damaged(options.out_dir):
-        return options, state, from_checkpoint(state)
-
-
-def open_tokenizer(options, state, model):
-    """The Tokenizer of a checkpoint, or None; UserError where it, or the options, don't fit the
-    model. What made the checkpoint is said."""
-    with damaged(options.out_dir):
+        model = from_checkpoint(state)
         tokenizer = Tokenizer(state['tokenizer']) if state['tokenizer'] else None
-    check_model(options, model, tokenizer)
-    if 'versions' in state:
-        known = [f'{name} {value}' for name, value in state['versions'].items()
-                 if isinstance(value, str)]
-        print('trained with', ', '.join(known), flush=True)
-    return tokenizer
+        if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(f'its tokenizer has {tokenizer.vocab_size:,} ids, its model '
+                             f'{model.config.vocab_size:,}')
+    return options, state, model, tokenizer
 
 
 def check_model(options, model, tokenizer):
     """UserError for options that don't fit the checkpoint."""
-    block_size = model.config.block_size
-    for name, limit in ('context', block_size), ('stride', options.context or block_size):
-        if (getattr(options, name) or 1) > limit:
-            raise UserError(f'{name} must be from 1 to {limit}, not {getattr(options, name)}')
-    if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(f'{options.out_dir} is damaged: its tokenizer has {tokenizer.vocab_size:,} '
-                        f'ids, its model {model.config.vocab_size:,}')
+    limit = model.config.block_size
+    context = options.context or limit
+    if not (options.stride or 1) <= context <= limit:
+        raise UserError(f'context must be from 1 to {limit}, and stride from 1 to {context}')
     if (options.file or options.task) and tokenizer is None:
         raise UserError(f'{options.out_dir} has no tokenizer, so it can\'t read a text')
+
+
+def print_versions(versions):
+    """Say what made a checkpoint."""
+    known = [f'{name} {value}' for name, value in versions.items() if isinstance(value, str)]
+    if known:
+        print('trained with', ', '.join(known), flush=True)
 
 
 def count_parameters(model):
@@ -166,36 +157,34 @@ def print_numbers(numbers):
 
 def evaluate_split(options, model, tokenizer, machine):
     """The numbers of a data set's split, a dict."""
-    name = options.dataset
+    name, spec = options.dataset, tokenizer and tokenizer.spec
     if name is None:
         raise UserError(f'{options.out_dir} was not trained here; name a data set, --dataset=NAME')
-    train_tokens, val_tokens, meta = machine.together(
-        open_corpus, name, tokenizer and tokenizer.spec)
-    check_vocabulary(name, meta, tokenizer and tokenizer.spec, model.config.vocab_size)
+    train_tokens, val_tokens, meta = machine.together(open_corpus, name, spec)
+    check_vocabulary(name, meta, spec, model.config.vocab_size)
     tokens = val_tokens if options.split == 'val' else train_tokens
-    if len(tokens) < 2:
-        raise UserError(f'{name} has {len(tokens)} tokens for {options.split}; that takes 2')
-    return summary(measure_tokens(options, model, tokens, tokenizer, machine)[0])
+    return summary(sums_of(name, tokens, options, model, tokenizer, machine)[0])
 
 
 def evaluate_file(options, model, tokenizer, machine):
     """The numbers of a text file, a dict; with per_line also those of its lines."""
     text = machine.together(read_text, options.file)
     tokens = TextTokens(tokenizer.encode(text))
-    if len(tokens) < 2:
-        raise UserError(f'{options.file} is too short: it has {len(tokens)} tokens, and the first '
-                        'is not predicted')
     groups = line_numbers(text, tokens.ids, tokenizer) if options.per_line else None
-    sums = measure_tokens(options, model, tokens, tokenizer, machine, groups)
+    sums = sums_of(options.file, tokens, options, model, tokenizer, machine, groups)
     numbers = summary(sums.sum(dim=0))
     if options.per_line:
-        numbers['lines'] = [{'line': i, **summary(row), 'text': line} for i, (row, line)
-                            in enumerate(zip(sums, text.split('\n'), strict=False), 1) if row[1]]
+        lines = zip(sums, text.split('\n'), strict=False)
+        numbers['lines'] = [{'line': i, **summary(row), 'text': line}
+                            for i, (row, line) in enumerate(lines, 1) if row[1]]
     return numbers
 
 
-def measure_tokens(options, model, tokens, tokenizer, machine, groups=None):
+def sums_of(name, tokens, options, model, tokenizer, machine, groups=None):
     """The sums of `measure` with the options."""
+    if len(tokens) < 2:
+        raise UserError(f'{name} is too short: it has {len(tokens)} tokens, and the first is not '
+                        'predicted')
     lengths = tokenizer and torch.tensor(tokenizer.text_lengths)
     return measure(model, tokens, machine, options.eval_tokens, lengths, options.context,
                    options.stride, groups)
@@ -203,13 +192,10 @@ def measure_tokens(options, model, tokens, tokenizer, machine, groups=None):
 
 def line_numbers(text, ids, tokenizer):
     """Which line each token begins in, from 0, (N,); a newline ends the line before it."""
-    if tokenizer.kind in ('char', 'json'):  # whose tokens may hold other bytes than the text
-        places = tokenizer.offsets(text) if tokenizer.kind == 'json' else np.arange(len(text))
-        newlines = [char == '\n' for char in text]
-    else:
-        places = np.arange(len(ids))
-        newlines = [tokenizer.token_bytes[i].count(b'\n') for i in ids]
-    return torch.from_numpy(np.cumsum([0] + newlines)[places])
+    newlines = [tokenizer.token_bytes[i].count(b'\n') for i in ids]
+    if sum(newlines) != text.count('\n'):
+        raise UserError('--per_line: the tokens of this checkpoint don\'t keep all newlines')
+    return torch.tensor([0, *newlines[:-1]]).cumsum(0)
 
 
 # --- several runs --------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import re
 from folio.cli import import_library
 from folio.tokenizer import BYTES, CHARS, GPT2_PATTERN, bpe_spec, read_ranks
 
-GPT2_SHA256 = 'a57a62dc1129bcacabd1fdaf6bba1ecdb18d0c62b8bf410d55f50ce76a9a278c'  # see is_gpt2
+GPT2_SHA256 = '8a289cc4df65f7d46e9d68374e5125049bb7211b06c3b803ccebc68506d98fe4'  # see is_gpt2
 GPT2_SPECIAL = {'<|endoftext|>': 50256}
 EACH_CHARACTER = r'[\s\S]'
 BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True,
@@ -49,8 +49,8 @@ def byte_parts(spec):
     learned = spec['kind'] == 'bpe'
     ranks = read_ranks(spec) if learned else {bytes([byte]): byte for byte in range(256)}
     ids = {visible(token): i for token, i in ranks.items()} | spec.get('special', {})
-    merges = [f'{visible(one)} {visible(other)}' for token in sorted(ranks, key=ranks.get)
-              for one, other in pairs_of(token, ranks)]
+    parts = (parts_of(token, ranks) for token in sorted(ranks, key=ranks.get))
+    merges = [' '.join(map(visible, pair)) for pair in parts if len(pair) == 2]
     nothing = dict.fromkeys(('dropout', 'unk_token', 'continuing_subword_prefix',
                              'end_of_word_suffix'))
     model = {'type': 'BPE', **nothing, 'fuse_unk': False, 'byte_fallback': False,
@@ -76,18 +76,9 @@ def visible(token):
     return ''.join(CHARS[byte] for byte in token)
 
 
-def pairs_of(token, ranks):
-    """The pairs whose merge makes a token: the one to which merging by rank comes, or, if that
-    never makes this token out of its bytes, all there are."""
-    parts = merge(token, ranks)
-    if len(parts) <= 2:
-        return [tuple(parts)] if len(parts) == 2 else []
-    pairs = [(token[:i], token[i:]) for i in range(1, len(token))]
-    return [pair for pair in pairs if ranks.keys() >= set(pair)]
-
-
-def merge(token, ranks):
-    """The parts of a token's bytes once all merges of lower rank are done."""
+def parts_of(token, ranks):
+    """What all merges of lower rank leave of a token's bytes: the pair that makes it, or, of a byte
+    or a token that merging by rank never makes, one part or more than two."""
     parts = [token[i:i + 1] for i in range(len(token))]
     while len(parts) > 1:
         rank, i = min((ranks.get(parts[i] + parts[i + 1], math.inf), i)
@@ -107,11 +98,10 @@ def from_merges(folder, name, settings):
     Whatever exception `tokenizers` raises for files that are not in the format.
     """
     tokenizers = import_library('tokenizers', folder / 'vocab.json')
-    files = [str(folder / file) for file in ('vocab.json', 'merges.txt')]
-    library = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(*files))
-    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    library = tokenizers.ByteLevelBPETokenizer.from_file(
+        str(folder / 'vocab.json'), str(folder / 'merges.txt'),
         add_prefix_space=settings.get('add_prefix_space', False))
-    library.decoder, known = tokenizers.decoders.ByteLevel(), library.get_vocab()
+    known = library.get_vocab()
     library.add_special_tokens([token for token in GPT2_SPECIAL if token in known])
     return from_json(json.loads(library.to_str()), name)
 
@@ -124,42 +114,33 @@ def from_json(content, name):
     """
     model = content['model']
     if isinstance(model['vocab'], dict):  # a Unigram has a list
-        chars = ''.join(sorted(model['vocab'], key=model['vocab'].get))
-        unknown = model.get('unk_token')
-        more = {'unknown': unknown} if unknown in model['vocab'] else {}
-        for spec in ({'kind': 'char', 'chars': chars, **more}, {'kind': 'byte'}):
-            if mean_the_same(to_json(spec), content):
+        for spec in (char_spec(model), {'kind': 'byte'}):
+            if to_json(spec).items() <= content.items():
                 return spec
         if is_gpt2(content):
-            return gpt2_spec(model['vocab'])
+            ranks = {bytes(map(BYTES.get, token)): i for token, i in model['vocab'].items()
+                     if token not in GPT2_SPECIAL}
+            return bpe_spec('gpt2', ranks, GPT2_PATTERN, GPT2_SPECIAL)
     return {'kind': 'json', 'name': name, 'json': json.dumps(content, ensure_ascii=False)}
 
 
-def mean_the_same(one, other):
-    """Whether two tokenizer.json have all in common that ids and texts depend on."""
-    keys = ('added_tokens', 'normalizer', 'pre_tokenizer', 'post_processor', 'model', 'decoder')
-    return all((one.get(key) or None) == (other.get(key) or None) for key in keys)
+def char_spec(model):
+    """The dict of the characters in a model's vocabulary, if they are that."""
+    chars, unknown = sorted(model['vocab'], key=model['vocab'].get), model.get('unk_token')
+    spec = {'kind': 'char', 'chars': ''.join(chars)}
+    return spec | {'unknown': unknown} if unknown in chars else spec
 
 
 def is_gpt2(content):
     """Whether a tokenizer.json is GPT-2's, as on the hub or as to_json writes it, but for what a
     template adds to a text."""
-    added = content.get('added_tokens') or []
-    special = {token['content']: token['id'] for token in added if token.get('special')}
     model, before = content['model'], content.get('pre_tokenizer') or {}
-    cuts = before == cut_by(GPT2_PATTERN) or (
-        before.get('type') == 'ByteLevel' and before.get('use_regex', True)
-        and not before['add_prefix_space'])
-    changes = content.get('normalizer') or model.get('dropout')
-    if len(added) > 1 or special != GPT2_SPECIAL or not cuts or changes:
+    plain = {'type': 'ByteLevel', 'add_prefix_space': False}.items() <= before.items()
+    if before != cut_by(GPT2_PATTERN) and not (plain and before.get('use_regex', True)):
         return False
-    merges = [pair if isinstance(pair, str) else ' '.join(pair) for pair in model['merges']]
-    tables = json.dumps([sorted(model['vocab'].items()), merges])
-    return hashlib.sha256(tables.encode()).hexdigest() == GPT2_SHA256
-
-
-def gpt2_spec(vocab):
-    """tiktoken's dict of GPT-2, from its vocabulary in visible characters."""
-    ranks = {bytes(map(BYTES.get, text)): i for text, i in vocab.items()
-             if text not in GPT2_SPECIAL}
-    return bpe_spec('gpt2', ranks, GPT2_PATTERN, GPT2_SPECIAL)
+    merges = [pair if isinstance(pair, str) else ' '.join(pair) for pair in model.get('merges', ())]
+    added = [[token['content'], token['id'], token['special']]
+             for token in content.get('added_tokens') or ()]
+    facts = json.dumps([sorted(model['vocab'].items()), merges, added, content.get('normalizer'),
+                        model.get('dropout')])
+    return hashlib.sha256(facts.encode()).hexdigest() == GPT2_SHA256

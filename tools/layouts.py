@@ -1,7 +1,7 @@
 """How transformers' architectures describe and name what a GPT holds: the weights of `gpt2`,
 `llama` and `qwen3` both ways, of `nanochat` on the way out.
 
-    shape = read_shape(description, 'config.json')  # of a dict such as config.json's
+    shape = read_shape(description)  # of a dict such as config.json's
     state = to_ours(tensors, description['model_type'], shape)  # and back: to_theirs
 """
 
@@ -24,7 +24,7 @@ class Layout:
     architecture: str  # the class
     holds: dict  # the values that our options must have, but for mlp
     keys: dict  # our options' keys in config.json
-    absent: dict  # what it means where an option's key is missing; other options have to be there
+    absent: dict  # what it means where an option's key is missing; of others: None
     fixed: dict  # values that other keys must have
     always: dict  # the values that our options take there, in whichever model
     activation_key: str  # of which their names and our mlp follow; the first is the default
@@ -35,11 +35,11 @@ class Layout:
 
 GPT2 = Layout(
     architecture='GPT2LMHeadModel',
-    holds={'position': 'learned', 'norm': 'layernorm', 'qk_norm': False},
+    holds={'position': 'learned', 'norm': 'layernorm', 'qk_norm': False, 'token_shift': False},
     keys={'vocab_size': 'vocab_size', 'tied': 'tie_word_embeddings', 'block_size': 'n_positions',
           'n_layer': 'n_layer', 'n_head': 'n_head', 'n_embd': 'n_embd', 'n_inner': 'n_inner',
           'norm_eps': 'layer_norm_epsilon'},
-    absent={'tied': True, 'n_inner': None, 'norm_eps': 1e-5},
+    absent={'tied': True, 'norm_eps': 1e-5},
     fixed={'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False,
            'add_cross_attention': False},
     always={'norm_weight': True, 'bias': True},
@@ -51,13 +51,13 @@ GPT2 = Layout(
     prefix='transformer.')
 LLAMA = Layout(
     architecture='LlamaForCausalLM',
-    holds={'position': 'rope', 'norm': 'rmsnorm', 'qk_norm': False},
+    holds={'position': 'rope', 'norm': 'rmsnorm', 'qk_norm': False, 'token_shift': False},
     keys={'vocab_size': 'vocab_size', 'tied': 'tie_word_embeddings',
           'block_size': 'max_position_embeddings', 'n_layer': 'num_hidden_layers',
           'n_head': 'num_attention_heads', 'n_kv_head': 'num_key_value_heads',
           'n_embd': 'hidden_size', 'n_inner': 'intermediate_size', 'norm_eps': 'rms_norm_eps',
           'bias': 'attention_bias'},
-    absent={'tied': False, 'n_kv_head': None, 'norm_eps': 1e-6, 'bias': False},
+    absent={'tied': False, 'norm_eps': 1e-6, 'bias': False},
     fixed={},
     always={'norm_weight': True},
     activation_key='hidden_act',
@@ -86,60 +86,51 @@ READABLE = ['gpt2', 'llama', 'qwen3']
 
 # --- shapes --------------------------------------------------------------------------------------
 
-def read_shape(description, path):
-    """The resolved GPTConfig that a config.json means, a dict from the file path; UserError if
-    there is none."""
-    try:
-        layout = find_layout(description)
-        values = read_keys(layout, description)
-        check_heads_and_biases(description, values)
-        activation = description.get(layout.activation_key, [*layout.activations][0])
-        values |= {'mlp': layout.activations[activation], 'rope_theta': read_theta(description)}
-        return GPTConfig(**layout.holds | layout.always | values).resolved()
-    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:  # text for a dict
-        raise UserError(f'{path}: {error}') from None
-
-
-def find_layout(description):
-    """The Layout that a config.json is of; as below, ValueError where it can't be read."""
+def read_shape(description):
+    """The resolved GPTConfig that a config.json means, a dict; UserError for what folio does
+    without, and whatever broken values raise."""
     name = description.get('model_type')
     if name not in READABLE:
-        raise ValueError(f'models of the architecture {name} are not read; '
-                         f'{", ".join(READABLE)} are')
+        raise UserError(f'models of the architecture {name} are not read; {", ".join(READABLE)} '
+                        'are')
     layout = LAYOUTS[name]
+    check_fixed(layout, description)
+    values = read_keys(layout, description)
+    check_heads_and_biases(description, values)
+    activation = description.get(layout.activation_key, [*layout.activations][0])
+    values |= {'mlp': layout.activations[activation], 'rope_theta': read_theta(description)}
+    return GPTConfig(**layout.holds | layout.always | values).resolved()
+
+
+def check_fixed(layout, description):
+    """UserError for a value in a config.json that the layout has no room for."""
     readable = {key: [value] for key, value in layout.fixed.items()}
     readable[layout.activation_key] = list(layout.activations)
     for key, values in readable.items():
         if description.get(key, values[0]) not in values:
-            raise ValueError(f'{key}={description[key]} is not read, only '
-                             f'{", ".join(map(str, values))}')
-    return layout
+            raise UserError(f'{key}={description[key]} is not read, only '
+                            f'{", ".join(map(str, values))}')
 
 
 def read_keys(layout, description):
     """The options of layout.keys, a dict."""
-    types, values = GPTConfig.__annotations__, {}
+    fields, values = options.fields_of(GPTConfig), {}
     for name, key in layout.keys.items():
-        if key not in description and name not in layout.absent:
-            raise ValueError(f'it has no {key}')
         value = description.get(key, layout.absent.get(name))
-        try:
-            values[name] = options.as_type(value, types[name], False)
-        except options.REFUSALS:
-            raise ValueError(f'{key} is {value!r}') from None
+        values[name] = options.checked(key, value, fields[name], typed=False)
     return values
 
 
 def check_heads_and_biases(description, values):
-    """ValueError where heads are not n_embd / n_head wide, or only some linear layers have
+    """UserError where heads are not n_embd / n_head wide, or only some linear layers have
     biases."""
     head_size = description.get('head_dim') or 128 * (description['model_type'] == 'qwen3')
     if head_size and head_size * values['n_head'] != values['n_embd']:
-        raise ValueError(f'a head size of {head_size} is not read, for it is not n_embd / n_head = '
-                         f'{values["n_embd"]} / {values["n_head"]}')
+        raise UserError(f'a head size of {head_size} is not read, for it is not n_embd / n_head = '
+                        f'{values["n_embd"]} / {values["n_head"]}')
     if description['model_type'] == 'llama' and values['bias'] != bool(description.get('mlp_bias')):
-        raise ValueError('attention_bias and mlp_bias differ: either all linear layers have '
-                         'biases, or none')
+        raise UserError('attention_bias and mlp_bias differ: either all linear layers have '
+                        'biases, or none')
 
 
 def read_theta(description):
@@ -147,7 +138,7 @@ def read_theta(description):
     rope = description.get('rope_parameters') or description.get('rope_scaling') or {}
     kind = rope.get('rope_type', rope.get('type', 'default'))
     if kind != 'default':
-        raise ValueError(f'scaled RoPE (rope_type={kind}) is not read')
+        raise UserError(f'scaled RoPE (rope_type={kind}) is not read')
     return float(rope.get('rope_theta', description.get('rope_theta', 10000.0)))
 
 
@@ -186,10 +177,9 @@ def describe_shape(name, shape):
         description['n_ctx'] = shape.block_size  # which llama.cpp's converter asks for
     else:
         description |= {
-            'head_dim': shape.n_embd // shape.n_head, 'rope_theta': shape.rope_theta,
+            'head_dim': shape.n_embd // shape.n_head, 'mlp_bias': shape.bias,
+            'rope_theta': shape.rope_theta,
             'rope_parameters': {'rope_type': 'default', 'rope_theta': shape.rope_theta}}
-    if name == 'llama':
-        description['mlp_bias'] = shape.bias
     return description
 
 
@@ -242,12 +232,11 @@ def to_ours(tensors, name, shape):
 
 def take_tensor(tensors, theirs, size, transposed):
     """The tensor called `theirs`, taken out of the dict, in the orientation of ours."""
-    if theirs not in tensors:
-        raise UserError(f'there is no tensor {theirs}, which config.json asks for')
-    tensor, size = tensors.pop(theirs), size[::-1] if transposed else size
-    if tensor.shape != size:
-        raise UserError(f'the tensor {theirs} is {tuple(tensor.shape)}, and by config.json it '
-                        f'should be {size}')
+    size = size[::-1] if transposed else size
+    found = tuple(tensors[theirs].shape) if theirs in tensors else 'missing'
+    if found != size:
+        raise UserError(f'the tensor {theirs} is {found}, and by config.json it should be {size}')
+    tensor = tensors.pop(theirs)
     return tensor.T if transposed else tensor
 
 

@@ -87,26 +87,21 @@ def measure(model, tokens, machine, limit=None, token_bytes=None, context=None, 
     token_bytes: the length of each id's bytes, (V,). groups: each token's group, (N,); None: 0.
     """
     context = context or model.config.block_size
+    if groups is None:
+        groups = torch.zeros(1, dtype=torch.int64).expand(len(tokens))
     last = min(len(tokens), limit or len(tokens)) - 1  # so many tokens have one before them
-    sums = torch.zeros(1 if groups is None else int(groups.max()) + 1, 5, dtype=torch.float64)
+    sums = torch.zeros(int(groups.max()) + 1, 5, dtype=torch.float64)
     training = model.training
     model.eval()
     batches = eval_batches(last, context, stride or context, model.config.vocab_size)
     with progress_bar(machine.rank == 0, total=last, unit=' tokens', unit_scale=True) as bar:
         for starts, length, new in itertools.islice(batches, machine.rank, None, machine.world):
             scores = measure_windows(model, tokens, machine, starts, length, new, token_bytes)
-            sums.index_add_(0, groups_of(groups, starts, length, new), scores)
+            places = torch.from_numpy(starts)[:, None] + torch.arange(length + 1)[-new:]
+            sums.index_add_(0, groups[places.flatten()], scores)
             bar.update(min(len(scores) * machine.world, bar.total - bar.n))
     model.train(training)
     return machine.sum(sums)
-
-
-def groups_of(groups, starts, length, new):
-    """The groups of the last `new` tokens of each window, (B new,)."""
-    places = torch.from_numpy(starts)[:, None] + torch.arange(length + 1 - new, length + 1)
-    if groups is None:
-        return torch.zeros(places.numel(), dtype=torch.int64)
-    return groups[places.flatten()]
 
 
 def measure_windows(model, tokens, machine, starts, length, new, token_bytes):

@@ -109,9 +109,16 @@ def test_what_a_person_reads_has_the_same_numbers(trained, capsys):
     assert f'{numbers["top5_accuracy"]:.2%}' in printed and f'{numbers["tokens"]:,}' in printed
 
 
-def test_numbers_that_json_has_no_word_for_are_null():
-    assert evaluate.finite({'a': math.inf, 'b': [{'c': math.nan}], 'd': 1.5}) == {
-        'a': None, 'b': [{'c': None}], 'd': 1.5}
+def test_numbers_that_json_has_no_word_for_are_null(monkeypatch, trained):
+    numbers = {'a': math.inf, 'b': [{'c': math.nan}], 'd': 1.5}
+    monkeypatch.setattr(evaluate, 'evaluate', lambda *_: numbers)
+    assert trained() == {'a': None, 'b': [{'c': None}], 'd': 1.5}
+
+
+def test_lines_need_tokens_that_keep_newlines():
+    tokenizer = Tokenizer({'kind': 'char', 'chars': 'ab?', 'unknown': '?'})
+    with pytest.raises(UserError, match="--per_line: .* don't keep all newlines"):
+        evaluate.line_numbers('a\nb', tokenizer.encode('a\nb'), tokenizer)
 
 
 @pytest.mark.parametrize('argv, message', [
@@ -121,10 +128,10 @@ def test_numbers_that_json_has_no_word_for_are_null():
     (['--file=nowhere.txt'], 'nowhere.txt'), (['--file=empty.txt'], 'empty.txt is too short'),
     (['--file=latin.txt'], 'latin.txt'), (['--file=other.txt'], "no character 'Ä'"),
     (['--context=17'], 'context must be from 1 to 16'), (['--stride=0'], 'stride must be .* >= 1'),
-    (['--context=4', '--stride=5'], 'stride must be from 1 to 4'),
+    (['--context=4', '--stride=5'], 'stride .*from 1 to 4'),
     (['--eval_tokens=1'], "eval_tokens must be .* >= 2, not '1'"),
     (['--per_line'], '--per_line needs --file'),
-    (['--file=tiny.txt', '--split=train'], '--split means nothing with --file=tiny.txt'),
+    (['--file=tiny.txt', '--split=train'], '--split means nothing with --file'),
     (['--task=lambada', '--file=word.jsonl', '--stride=2'], '--stride means nothing with --task'),
     (['--task=lambada'], r'lambada\.py'),
     (['--task=lambada', '--file=empty.txt'], 'empty.txt has no passages'),

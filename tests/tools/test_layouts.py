@@ -10,8 +10,8 @@ from model import GPT, GPTConfig
 from tools import layouts
 
 GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'bias': True,
-        'mlp': 'gelu', 'qk_norm': False}
-LLAMA = {'mlp': 'swiglu', 'qk_norm': False, 'norm_weight': True}
+        'mlp': 'gelu', 'qk_norm': False, 'token_shift': False}
+LLAMA = {'mlp': 'swiglu', 'qk_norm': False, 'token_shift': False, 'norm_weight': True}
 SHAPES = {
     'GPT2LMHeadModel': [GPT2, GPT2 | {'mlp': 'gelu_erf', 'n_inner': 24, 'tied': False}],
     'LlamaForCausalLM': [LLAMA, LLAMA | {'bias': True, 'n_kv_head': 2, 'rope_theta': 5e5}],
@@ -32,7 +32,7 @@ def test_a_layout_reads_the_shape_and_the_weights_that_it_writes(architecture, o
     tensors, written = layouts.to_theirs(state, name, shape)
     description = layouts.describe_shape(name, written)
     assert description['architectures'] == [architecture]
-    assert layouts.read_shape(description, 'config.json') == shape == written
+    assert layouts.read_shape(description) == shape == written
     back = layouts.to_ours(tensors, name, shape)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
@@ -85,24 +85,24 @@ def described(name, without, **options):
 
 def test_what_a_description_leaves_out_is_the_architecture_s_default():
     gpt2 = ('n_inner', 'layer_norm_epsilon', 'tie_word_embeddings', 'activation_function')
-    shape = layouts.read_shape(described('gpt2', gpt2, **GPT2 | {'norm_eps': 0.5}), 'config.json')
+    shape = layouts.read_shape(described('gpt2', gpt2, **GPT2 | {'norm_eps': 0.5}))
     assert shape == resolved(**GPT2)
     llama = ('num_key_value_heads', 'rms_norm_eps', 'tie_word_embeddings', 'attention_bias',
              'mlp_bias', 'rope_theta', 'rope_parameters', 'hidden_act')
-    shape = layouts.read_shape(described('llama', llama, **LLAMA), 'config.json')
+    shape = layouts.read_shape(described('llama', llama, **LLAMA))
     assert shape == resolved(**LLAMA | {'norm_eps': 1e-6, 'tied': False})
 
 
 def test_an_older_description_has_rope_theta_by_itself():
     old = described('llama', ['rope_parameters'], **LLAMA | {'rope_theta': 5e5})
-    assert layouts.read_shape(old, 'config.json').rope_theta == 5e5
+    assert layouts.read_shape(old).rope_theta == 5e5
 
 
 def test_heads_of_qwen3_have_128_channels_unless_it_says_otherwise():
     qwen3 = LLAMA | {'qk_norm': True}
-    assert layouts.read_shape(described('qwen3', [], **qwen3), 'config.json').qk_norm
+    assert layouts.read_shape(described('qwen3', [], **qwen3)).qk_norm
     with pytest.raises(UserError, match='a head size of 128 is not read'):
-        layouts.read_shape(described('qwen3', ['head_dim'], **qwen3), 'config.json')
+        layouts.read_shape(described('qwen3', ['head_dim'], **qwen3))
 
 
 def test_the_nearest_layout_has_the_activation():
