@@ -582,7 +582,7 @@ def training_loop(run):
                       total=options.max_steps or time_limit(options)) as bar:
         while True:
             agree(run)
-            report(run, bar)
+            log_and_save(run, bar)
             if run.stopped_by or is_done(options, progress):
                 return
             set_rates(run.optimizers, rate_factor(options, progress))
@@ -628,7 +628,7 @@ def record_step(run, values):
                         'seconds': seconds_since(run)})
 
 
-def report(run, bar):
+def log_and_save(run, bar):
     """Log, evaluate and save, as far as it is time for that."""
     evaluating, saving = what_is_due(run)
     step = run.progress.step  # the first one has a line, too

@@ -17,7 +17,8 @@ import prepare
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT = ''.join(f'{i}: the quick brown fox jumps over {i % 7} lazy dogs.\n' for i in range(300))
 TINY = ['--dataset=tiny', '--n_layer=2', '--n_head=2', '--n_embd=16', '--block_size=16',
-        '--batch_size=4', '--device=cpu', '--dtype=float32', '--warmup_steps=2']
+        '--batch_size=4', '--device=cpu', '--dtype=float32', '--compile=False',
+        '--warmup_steps=2']
 CACHE = tempfile.TemporaryDirectory()
 os.environ['XDG_CACHE_HOME'] = CACHE.name  # in place of the user's
 torch.set_num_threads(1)  # the models are tiny: more threads wait for each other

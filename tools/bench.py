@@ -41,8 +41,8 @@ from folio.optim import make_optimizers
 from folio.options import InPath
 from tools.measure import TextTokens
 
-GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'mlp': 'gelu',
-        'qk_norm': False, 'bias': False, 'tied': True}  # as nanoGPT has it by default
+GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'mlp': 'gelu_erf',
+        'qk_norm': False, 'bias': False, 'tied': True, 'token_shift': False}  # nanoGPT's defaults
 SIZES = {
     'nanogpt_cpu': {'n_layer': 4, 'n_head': 4, 'n_embd': 128, 'block_size': 64, 'vocab_size': 65,
                     'batch_size': 12},
@@ -51,9 +51,11 @@ SIZES = {
     'gpt2': {'n_layer': 12, 'n_head': 12, 'n_embd': 768, 'block_size': 1024, 'vocab_size': 50304,
              'batch_size': 4},
 }
-OURS = {'eager': {}, 'compiled': {'compile': True},
-        'muon': {'optimizer': 'muon'}, 'compiled muon': {'optimizer': 'muon', 'compile': True},
-        'explicit': {}, 'sdpa': {}, 'nn.TransformerEncoder': {}}  # other ways of attention
+FORMATS = {f'{dtype}, {name}': {'dtype': dtype, 'compile': name == 'compiled'}
+           for dtype in ('float32', 'bfloat16') for name in ('eager', 'compiled')}
+OURS = FORMATS | {'Muon': {'optimizer': 'muon'},  # these and the others in the format of --dtype
+                  'Muon, compiled': {'optimizer': 'muon', 'compile': True},
+                  'explicit': {}, 'sdpa': {}, 'nn.TransformerEncoder': {}}  # ways of attention
 Size, Way = Literal[tuple(SIZES)], Literal[tuple(OURS)]
 
 
@@ -85,7 +87,9 @@ def compare_steps(size, options, given):
     names = options.ours + (['nanoGPT'] if options.against else [])
     seconds, memory = take_turns(names, size, options, machine)
     rate = matrix_rate(tokens, shape['n_embd'], machine)
-    work = tokens * flops_per_token(shape) / rate  # seconds, at the products' rate
+    with torch.device('meta'):
+        network = model.GPT(train.TrainConfig(**GPT2 | shape))
+    work = tokens * train.flops_per_token(network) / rate  # seconds, at the products' rate
     print(f'\n### {size}: {shape["batch_size"]} x {shape["block_size"]} tokens a step\n\n'
           f'{machine.device}, {machine.dtype}, {torch.get_num_threads()} threads, torch '
           f'{torch.__version__}; matrix products {rate / 1e9:,.0f} GFLOP/s\n')
@@ -95,6 +99,9 @@ def compare_steps(size, options, given):
         ratio = f'{seconds["nanoGPT"] / seconds[name]:.2f}' if options.against else ''
         print(f'| {name} | {tokens / seconds[name]:,.0f} | {1000 * seconds[name]:.1f} | '
               f'{work / seconds[name]:.0%} | {memory[name] / 1e9:.2f} | {ratio} |')
+    best = min(seconds.keys() & FORMATS.keys(), key=seconds.get, default=None)
+    if best:
+        print(f'\non this machine: {best}')
 
 
 def take_turns(names, size, options, machine):
@@ -151,8 +158,9 @@ def peak_bytes(device):
 
 
 def our_step(name, shape, tokens, device, dtype):
-    """A step of train.py's, with the network of GPT-2's shape."""
+    """A step of train.py's, with nanoGPT's network."""
     options = train.TrainConfig(**GPT2 | shape | {'optimizer': 'adamw'} | OURS.get(name, {}))
+    dtype = getattr(torch, options.dtype, dtype)  # which has no 'auto'
     if name in ATTENTION:
         model.attend = ATTENTION[name]
     network = model.GPT(options)
@@ -235,12 +243,6 @@ def matrix_rate(tokens, n_embd, machine):
             for shape in ((tokens, n_embd), (n_embd, 4 * n_embd)))
     timer = Timer('x @ w', globals={'x': x, 'w': w}, num_threads=torch.get_num_threads())
     return 8 * tokens * n_embd ** 2 / min(timer.blocked_autorange(min_run_time=1).times)
-
-
-def flops_per_token(shape):
-    """Of forward and backward: 6 a weight, and attention's (Chowdhery et al. 2022, appendix B)."""
-    L, C, T, V = (shape[name] for name in ('n_layer', 'n_embd', 'block_size', 'vocab_size'))
-    return 6 * (12 * L * C ** 2 + V * C) + 12 * L * C * T
 
 
 if __name__ == '__main__':

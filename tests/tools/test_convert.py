@@ -32,11 +32,11 @@ with warnings.catch_warnings():
 transformers.utils.logging.disable_progress_bar()
 CHARS = {'kind': 'char', 'chars': ''.join(map(chr, range(33, 103)))}
 GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'bias': True,
-        'mlp': 'gelu', 'qk_norm': False, 'token_shift': False}
-LLAMA = {'mlp': 'swiglu', 'qk_norm': False, 'token_shift': False, 'norm_weight': True, 'rope_theta': 5e5}
+        'mlp': 'gelu', 'qk_norm': False}
+LLAMA = {'mlp': 'swiglu', 'qk_norm': False, 'norm_weight': True, 'rope_theta': 5e5}
 QWEN3 = LLAMA | {'qk_norm': True, 'norm_eps': 1e-6}
 OUT = {
-    'the defaults': {}, 'grouped': {'n_kv_head': 2, 'tied': False, 'rope_theta': 500.0},
+    'the other defaults': {}, 'grouped': {'n_kv_head': 2, 'tied': False, 'rope_theta': 500.0},
     'GPT-2': GPT2, 'GPT-2 untied': GPT2 | {'tied': False, 'n_inner': 40},
     'GPT-2 with the exact gelu': GPT2 | {'mlp': 'gelu_erf'},
     'without biases': GPT2 | {'bias': False}, 'bare norms': GPT2 | {'norm_weight': False},
@@ -65,7 +65,7 @@ def randomize(model):
 def save_ours(shape, spec=CHARS, **small):
     """A random model in the folder ours."""
     options = train.TrainConfig(**{'vocab_size': 70, 'n_layer': 2, 'n_head': 4, 'n_embd': 32,
-                                   **small, **shape})
+                                   'token_shift': False, **small, **shape})
     model = randomize(GPT(options))
     settings = dataclasses.asdict(options) | dataclasses.asdict(model.config)
     torch.save({'model': model.state_dict(), 'config': settings, 'tokenizer': spec}, 'ours.pt')
@@ -176,7 +176,8 @@ def test_weights_in_bfloat16_come_in_as_float32(tmp_path, monkeypatch):
     ('gpt2', 'GPT2'), ('shakespeare_char', 'NanoChat'), ('llama_tiny', 'Llama')])
 def test_the_models_of_the_configurations_export(tmp_path, monkeypatch, name, kind):
     path = str(REPOSITORY / 'config' / f'{name}.py')
-    options = folio.options.parse(train.TrainConfig, [path, '--n_layer=2'])[0]
+    options = folio.options.parse(
+        train.TrainConfig, [path, '--n_layer=2', '--token_shift=False'])[0]
     shape = dataclasses.replace(options, vocab_size=options.vocab_size or 256).resolved()
     monkeypatch.chdir(tmp_path)
     assert layouts.LAYOUTS[layouts.choose_layout(shape)].architecture.startswith(kind)
@@ -291,7 +292,7 @@ def test_training_on_from_a_model_without_a_tokenizer_is_a_warning(home, capsys)
     assert capsys.readouterr().out == ''
     train.fit_to_data(options, load('ours'), meta)
     printed = capsys.readouterr().out
-    assert 'whether the tokens of tiny (40 different characters) are its own' in printed
+    assert 'has no tokenizer, so that of tiny is not compared' in printed
 
 
 # --- the hub -------------------------------------------------------------------------------------
@@ -479,6 +480,7 @@ def test_a_larger_tokenizer_than_the_model_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('shape, message', [
     ({'position': 'none'}, 'position=none'), ({'mlp': 'none'}, 'mlp=none'),
+    ({'token_shift': True}, 'token_shift=True'),
     ({'qk_norm': False}, "nanochat's is the nearest, but qk_norm=False stands"),
     ({'bias': True}, 'bias=True'), ({'norm_weight': True}, 'norm_weight=True'),
     ({'norm_eps': 0.0}, 'norm_eps=0.0'), (QWEN3 | {'bias': True}, 'bias=True|qk_norm=True'),

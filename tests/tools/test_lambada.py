@@ -21,7 +21,7 @@ def test_lambada_agrees_with_transformers_passage_by_passage(tmp_path, monkeypat
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=4, n_positions=48, n_embd=16, n_layer=2, n_head=2)).eval()
     ours = GPT(GPTConfig(48, 4, 2, 2, n_embd=16, position='learned', norm='layernorm',
-                         norm_weight=True, mlp='gelu', qk_norm=False, token_shift=False, bias=True,
+                         norm_weight=True, mlp='gelu', qk_norm=False, bias=True,
                          token_shift=False)).eval()
     names = {'wte': 'wte', 'wpe': 'wpe', 'norm': 'ln_f'}
     state = {f'{a}.{kind}': theirs.transformer.state_dict()[f'{b}.{kind}'] for a, b in names.items()

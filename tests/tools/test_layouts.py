@@ -10,8 +10,8 @@ from model import GPT, GPTConfig
 from tools import layouts
 
 GPT2 = {'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'bias': True,
-        'mlp': 'gelu', 'qk_norm': False, 'token_shift': False}
-LLAMA = {'mlp': 'swiglu', 'qk_norm': False, 'token_shift': False, 'norm_weight': True}
+        'mlp': 'gelu', 'qk_norm': False}
+LLAMA = {'mlp': 'swiglu', 'qk_norm': False, 'norm_weight': True}
 SHAPES = {
     'GPT2LMHeadModel': [GPT2, GPT2 | {'mlp': 'gelu_erf', 'n_inner': 24, 'tied': False}],
     'LlamaForCausalLM': [LLAMA, LLAMA | {'bias': True, 'n_kv_head': 2, 'rope_theta': 5e5}],
@@ -19,7 +19,8 @@ SHAPES = {
 
 
 def resolved(**options):
-    return GPTConfig(**{'vocab_size': 50, 'n_layer': 2, 'n_head': 4, 'n_embd': 32} | options
+    return GPTConfig(**{'vocab_size': 50, 'n_layer': 2, 'n_head': 4, 'n_embd': 32,
+                        'token_shift': False} | options
                      ).resolved()
 
 
