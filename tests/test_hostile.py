@@ -386,7 +386,7 @@ def test_a_foreign_meta_json_is_one_line(corpus, text):
 def test_a_vocabulary_that_its_tokenizer_contradicts_is_one_line(corpus):
     made = json.loads((corpus / 'meta.json').read_text())
     (corpus / 'meta.json').write_text(json.dumps(made | {'vocab_size': 60000}))
-    assert 'meta.json says 60,000' in refused(set_up, '--dataset=case', '--out_dir=new')
+    assert 'but meta.json has 60000' in refused(set_up, '--dataset=case', '--out_dir=new')
 
 
 def test_the_recipe_that_a_checkpoint_names_is_not_run(house, state):
