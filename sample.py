@@ -23,6 +23,7 @@ from folio.tokenizer import Tokenizer
 from model import from_checkpoint
 
 LONGEST = 1 << 24  # bytes of a prompt
+ENDS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>')  # special tokens after a text
 
 
 @dataclass
@@ -36,6 +37,8 @@ class SampleConfig:
     temperature: Annotated[float, '>= 0'] = 0.8  # below 1 likely gets likelier; 0: likeliest
     top_k: Annotated[int | None, '>= 1'] = None  # draw from the k likeliest tokens only
     top_p: Annotated[float | None, '> 0', '<= 1'] = None  # from the fewest with this probability
+    min_p: Annotated[float | None, '> 0', '<= 1'] = None  # from those p times as likely as the top
+    repetition_penalty: Annotated[float, '> 0'] = 1.0  # above 1, tokens seen before get rarer
     stop: Text | None = None  # end before this text, in which \n is a newline, \t a tab
     seed: Annotated[int, '>= 0', '<= 9e18'] = 1337  # the same seed, the same text
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
@@ -43,14 +46,18 @@ class SampleConfig:
 
 
 class Continuation:
-    """The text of one sample as its tokens come; it ends before the stop text."""
+    """The text of one sample as its tokens come; it ends before the stop text or an end token."""
 
     def __init__(self, tokenizer, prompt_ids, stop):
         self.decode, self.stop = tokenizer.stream(prompt_ids), stop
+        self.ends = [tokenizer.special[name] for name in ENDS if name in tokenizer.special]
         self.text, self.taken, self.ended = '', 0, False
 
     def add(self, token):
         """Take the next id."""
+        if token in self.ends:
+            self.ended = True
+            return
         self.text += self.decode(token)
         end = self.text.find(self.stop, self.taken) if self.stop else -1
         if end >= 0:
@@ -88,16 +95,15 @@ def main(argv):
     if len(ids) > model.config.block_size:
         print(f'the prompt has {len(ids):,} tokens; the model sees the last '
               f'{model.config.block_size:,}', file=sys.stderr)
-    idx = torch.tensor(ids, dtype=torch.int64, device=device).expand(options.num_samples, -1)
-    tokens = model.generate(
-        idx, options.max_new_tokens, options.temperature, options.top_k, options.top_p,
-        tokenizer.vocab_size, torch.Generator(device).manual_seed(options.seed))
-    tokens = drawn(tokens, options)
+    idx = torch.tensor(ids, dtype=torch.int64, device=device)[None]
     stop = unescape(options.stop or '')
-    if options.num_samples == 1:
-        stream(tokens, prompt, Continuation(tokenizer, ids, stop))
+    texts = [Continuation(tokenizer, ids, stop) for _ in range(options.num_samples)]
+    running = [True] * len(texts)
+    tokens = drawn(model, idx, options, tokenizer, running)
+    if len(texts) == 1:
+        stream(tokens, prompt, texts[0])
     else:
-        print_all(tokens, prompt, [Continuation(tokenizer, ids, stop) for _ in idx])
+        print_all(tokens, prompt, texts, running)
 
 
 def unescape(text):
@@ -141,36 +147,44 @@ def text_of(file):
     return text
 
 
-def drawn(tokens, options):
-    """The tokens that a model generates; UserError for one whose logits are no numbers."""
+def drawn(model, idx, options, tokenizer, running):
+    """The ids that the model generates, a list a step; UserError where its logits are no numbers.
+    running: as in GPT.generate."""
+    vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
     with checkpoint.damaged(options.out_dir), out_of_memory(options):
-        yield from tokens
+        for tokens in model.generate(
+                idx, options.max_new_tokens, options.temperature, options.num_samples,
+                options.seed, vocab_size, running, top_k=options.top_k, top_p=options.top_p,
+                min_p=options.min_p, repetition_penalty=options.repetition_penalty):
+            ids = tokens.tolist()
+            if max(ids) >= vocab_size:
+                raise ValueError('its logits are no numbers')
+            yield ids
 
 
 def stream(tokens, prompt, text):
     """Print the prompt and one sample, each token as it comes."""
     print(prompt, end='', flush=True)
-    for token in tokens:
-        text.add(token.item())
+    for ids in tokens:
+        text.add(ids[0])
         print(text.take(), end='', flush=True)
         if text.ended:
             break
     print(text.rest())
 
 
-def print_all(tokens, prompt, texts):
-    """Print the samples of a batch, each as it ends."""
-    running = list(enumerate(texts))
-    for batch in tokens:
-        for i, text in running:
-            text.add(batch[i].item())
-            if text.ended:
-                print(prompt + text.rest(), end='\n---\n', flush=True)
-        running = [(i, text) for i, text in running if not text.ended]
-        if not running:
-            return
-    for _, text in running:
-        print(prompt + text.rest(), end='\n---\n')
+def print_all(tokens, prompt, texts, running):
+    """Print the samples of a batch, each as it ends; running: a list that is told so."""
+    for ids in tokens:
+        for i, text in enumerate(texts):
+            if running[i]:
+                text.add(ids[i])
+                running[i] = not text.ended
+                if text.ended:
+                    print(prompt + text.rest(), end='\n---\n', flush=True)
+    for text in texts:
+        if not text.ended:
+            print(prompt + text.rest(), end='\n---\n')
 
 
 if __name__ == '__main__':

@@ -101,6 +101,7 @@ def test_a_sample_goes_on_far_beyond_the_context(trained):
 @pytest.mark.parametrize('argv, message', [
     (['--temperature=-0.1'], 'temperature must be .* >= 0'), (['--top_k=0'], 'top_k must be'),
     (['--top_p=0'], 'top_p must be'), (['--top_p=1.1'], 'top_p must be'),
+    (['--min_p=2'], 'min_p'), (['--repetition_penalty=0'], 'repetition_penalty'),
     (['--num_samples=0'], 'num_samples'), (['--start=Ä'], r"no character 'Ä' .*position 0"),
     (['--start=FILE:nowhere.txt'], 'nowhere.txt'), (['--out_dir=nowhere'], 'no such checkpoint'),
 ])
@@ -130,6 +131,30 @@ def test_the_text_ends_before_the_stop_and_no_part_of_it_is_shown(text, stop):
             break
     assert shown + continuation.rest() == text.split(stop)[0]
     assert continuation.ended
+
+
+def test_a_sample_ends_with_the_end_token_of_its_tokenizer():
+    tokenizer = Tokenizer({'kind': 'byte'})
+    tokenizer.special = {'<|endoftext|>': ord('c')}
+    continuation = sample.Continuation(tokenizer, [], 'ax')
+    for token in b'aba':
+        continuation.add(token)
+    assert (continuation.take(), continuation.ended) == ('ab', False)
+    continuation.add(ord('c'))
+    assert continuation.ended and continuation.rest() == 'a'
+
+
+def test_a_sample_is_the_same_however_many_there_are(trained):
+    argv = ['--start=fox', '--max_new_tokens=60', '--repetition_penalty=1.2']
+    alone = trained(*argv).removesuffix('\n')
+    batch = trained(*argv, '--num_samples=4').split('\n---\n')
+    assert batch[0] == alone and len(set(batch[:4])) == 4 and batch[4] == ''
+
+
+def test_samples_of_a_batch_stop_by_themselves(trained):
+    argv = ['--start=fox', '--num_samples=5', '--temperature=2', '--max_new_tokens=40']
+    whole, stopped = (trained(*argv, *stop).split('\n---\n')[:-1] for stop in ([], ['--stop= ']))
+    assert sorted(stopped) == sorted(text.partition(' ')[0] for text in whole)
 
 
 def test_without_a_stop_each_character_is_shown_as_it_comes():
