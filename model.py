@@ -116,9 +116,10 @@ class KVCache:
         """Append k and v (B, K, T, D) of a layer; returns all of that layer's, (B, K, S, D)."""
         end = self.length + k.size(2)
         self.reserve(end)
-        self.kv[layer, 0, :, :, self.length:end] = k
-        self.kv[layer, 1, :, :, self.length:end] = v
-        return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
+        kv = self.kv[layer, :, :, :, :end]  # (2, B, K, S, D)
+        kv[0, :, :, self.length:] = k
+        kv[1, :, :, self.length:] = v
+        return (kv[0], kv[1]) if self.length else (k, v)
 
     def token_before(self, layer, sublayer, x):
         """What came to a sublayer of the token before x (B, T, C), zeros before the first:
@@ -217,8 +218,8 @@ class Attention(nn.Module):
             q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
-        y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
-        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+        y = attend(q.to(k.dtype), k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C).to(x.dtype))
 
 
 class MLP(nn.Module):
@@ -372,7 +373,6 @@ class GPT(nn.Module):
             cache.length = end
         return self.norm(x)
 
-    @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, samples=1, seed=0, vocab_size=None,
                  running=None, trace=None, use_cache=True, **filters):
         """Yield max_new_tokens times the next ids (B,) of texts, in eval mode: of as many `samples`
@@ -393,16 +393,17 @@ class GPT(nn.Module):
         streams = [random.Random(f'{seed}, {row}') for row in rows]
         texts = Texts(self, idx, use_cache)
         for step in range(max_new_tokens):
-            logits = texts.logits()[:, :vocab_size].float()  # (B, V)
-            if step == 0:  # a prompt is read once for all its samples
-                logits = logits.repeat_interleave(samples, dim=0)
-                texts.select([row // samples for row in rows])
+            with torch.inference_mode():
+                logits = texts.logits()[:, :vocab_size].float()  # (B, V)
+                if step == 0:  # a prompt is read once for all its samples
+                    logits = logits.repeat_interleave(samples, dim=0)
+                    texts.select([row // samples for row in rows])
+                numbers = [streams[row].random() for row in rows]
+                tokens = draw_tokens(logits, numbers, temperature, seen=texts.idx, **filters)
+                texts.append(tokens)
             if trace is not None:
                 trace.append(logits)
-            numbers = [streams[row].random() for row in rows]
-            tokens = draw_tokens(logits, numbers, temperature, seen=texts.idx, **filters)
             yield ids.index_copy(0, torch.tensor(rows, device=idx.device), tokens)
-            texts.append(tokens)
             kept = [n for n, row in enumerate(rows) if running[row]]
             if not kept:
                 return
@@ -419,7 +420,9 @@ class Texts:
         self.idx = idx[:, -self.limit:]
         self.cache = None
         if use_cache:
-            self.cache = KVCache(model.config, len(idx), weight.device, weight.dtype)
+            on_cpu = weight.device.type == 'cpu'  # whose attention is slow in bfloat16
+            dtype = torch.float32 if on_cpu else weight.dtype
+            self.cache = KVCache(model.config, len(idx), weight.device, dtype)
 
     def logits(self):
         """The logits (B, V) of the next ids."""

@@ -3,13 +3,17 @@
     model = pack(model, torch.bfloat16)  # or torch.float32, or torch.int8
 
 torch multiplies by a weight matrix as it lies, row after row. Its kernels of oneDNN are up to twice
-as fast with a matrix that was brought into their own order once.
+as fast with a matrix that was brought into their own order once, unless it is small.
 """
+
+import math
 
 import torch
 import torch.nn as nn
 
 from folio.cli import UserError
+
+SMALLEST = 2 ** 16  # numbers in a matrix; to call oneDNN takes longer than what it saves below
 
 
 def pack(model, dtype):
@@ -20,10 +24,10 @@ def pack(model, dtype):
     if dtype == torch.int8 and not able:
         raise UserError('dtype=int8 does not work here: this torch has no oneDNN')
     model.to(torch.float32 if dtype == torch.int8 else dtype)
-    kind = Int8Linear if dtype == torch.int8 else PackedLinear
+    kind, smallest = (Int8Linear, 0) if dtype == torch.int8 else (PackedLinear, SMALLEST)
     for module in list(model.modules()) if able else []:
         for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
+            if isinstance(child, nn.Linear) and child.weight.numel() >= smallest:
                 setattr(module, name, kind(child.weight.detach(), child.bias))
     return model
 
@@ -47,13 +51,17 @@ class Int8Linear(nn.Module):
     def __init__(self, weight, bias=None):
         super().__init__()
         self.bias = bias
-        self.scale = weight.abs().amax(dim=1).clamp(min=1e-30) / 127  # (out,)
-        self.weight = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.weight, self.scale = to_int8(weight)
+        self.scale = self.scale.t()  # (1, out)
 
     def forward(self, x):
-        rows = x.flatten(0, -2)
-        scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
-        whole = (rows / scale).round().to(torch.int8)
-        y = torch._int_mm(whole, self.weight.t()) * (scale * self.scale)
-        y = y if self.bias is None else y + self.bias
-        return y.unflatten(0, x.shape[:-1])
+        whole, scale = to_int8(x.flatten(0, -2))
+        y = (torch._int_mm(whole, self.weight.t()) * self.scale).mul_(scale)
+        y = y if self.bias is None else y.add_(self.bias)
+        return y.view(*x.shape[:-1], -1)
+
+
+def to_int8(x):
+    """(whole, scale) of x (N, in): integers from -127 to 127, and a factor for each row, (N, 1)."""
+    scale = torch.linalg.vector_norm(x, math.inf, dim=1, keepdim=True) / 127
+    return (x / scale).nan_to_num_().round_().to(torch.int8), scale  # NaN: a row of zeros
