@@ -91,7 +91,7 @@ def place(model, options, device):
     fastest = None
     if options.dtype == 'auto':
         fastest = fastest_format(options.num_samples, model.config.n_embd, model.config.n_layer)
-    pack(model, choose_dtype(options.dtype, device, fastest))
+    pack(model, choose_dtype(options.dtype, device, fastest), options.num_samples)
 
 
 def converse(model, tokenizer, options, out):

@@ -1,11 +1,12 @@
 """Linear layers as a CPU reads them the fastest, for a model that is only sampled from.
 
-    model = pack(model, torch.bfloat16)  # or torch.float32, or torch.int8
+    model = pack(model, torch.bfloat16, rows=8)  # or torch.float32, or torch.int8
 
 torch multiplies by a weight matrix as it lies, row after row. Its kernels of oneDNN are up to twice
 as fast with a matrix that was brought into their own order once, unless it is small.
 """
 
+import functools
 import math
 
 import torch
@@ -16,15 +17,17 @@ from folio.cli import UserError
 SMALLEST = 2 ** 16  # numbers in a matrix; to call oneDNN takes longer than what it saves below
 
 
-def pack(model, dtype):
+def pack(model, dtype, rows=1):
     """The model, on a CPU, with its numbers in this torch.dtype and its linear layers replaced, in
-    place. With torch.int8 the linear layers alone are so, the rest is float32; UserError where
-    there are no kernels for it."""
+    place, by ones that are the fastest for so many rows. With torch.int8 the linear layers alone
+    are so, the rest is float32; UserError where there are no kernels for it."""
     able = torch.backends.mkldnn.is_available()
     if dtype == torch.int8 and not able:
         raise UserError('dtype=int8 does not work here: this torch has no oneDNN')
     model.to(torch.float32 if dtype == torch.int8 else dtype)
-    kind, smallest = (Int8Linear, 0) if dtype == torch.int8 else (PackedLinear, SMALLEST)
+    kind, smallest = functools.partial(PackedLinear, rows), SMALLEST
+    if dtype == torch.int8:
+        kind, smallest = Int8Linear, 0
     for module in list(model.modules()) if able else []:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child.weight.numel() >= smallest:
@@ -35,10 +38,10 @@ def pack(model, dtype):
 class PackedLinear(nn.Module):
     """A linear layer, x (..., in) -> (..., out), whose weights lie in oneDNN's order."""
 
-    def __init__(self, weight, bias=None):
+    def __init__(self, rows, weight, bias=None):
         super().__init__()
         self.bias = bias
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def forward(self, x):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')

@@ -70,7 +70,7 @@ def make_products(rows, size, layers, dtype):
     rows = min(rows, LARGEST // (4 * size * size))
     x, y = (torch.full((rows, width), 0.01, dtype=dtype) for width in (size, 4 * size))
     if layers:
-        return functools.partial(sampling_layers(size, layers, dtype), x)
+        return functools.partial(sampling_layers(size, layers, dtype, rows), x)
     weight = torch.full((4 * size, size), 0.01, dtype=dtype)
 
     def train():
@@ -80,13 +80,13 @@ def make_products(rows, size, layers, dtype):
     return train
 
 
-def sampling_layers(size, layers, dtype):
+def sampling_layers(size, layers, dtype, rows):
     """A function of x that multiplies it by the weights of many layers, as sampling does."""
     count = max(1, min(3 * layers, WEIGHTS // (4 * size * size)))
     linears = [nn.utils.skip_init(nn.Linear, size, 4 * size, bias=False) for _ in range(count)]
     for linear in linears:
         nn.init.constant_(linear.weight, 0.01)
-    packed = pack(nn.Sequential(*linears), dtype)
+    packed = pack(nn.Sequential(*linears), dtype, rows)
 
     def sample(x):
         for layer in packed:
