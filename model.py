@@ -12,6 +12,7 @@ H heads, K key/value heads, D head size (C / H), V vocabulary.
 
 import dataclasses
 import math
+import random
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
@@ -93,6 +94,9 @@ SHAPE = [field.name for field in dataclasses.fields(GPTConfig)  # what the weigh
          if field.name not in ('dropout', 'attention_dropout', 'recompute')]
 
 
+CACHE_BLOCK = 256  # tokens by which a cache grows
+
+
 class KVCache:
     """The keys and values of the tokens so far, so that each is computed once.
 
@@ -102,25 +106,38 @@ class KVCache:
 
     def __init__(self, config, batch_size, device=None, dtype=None):
         head_size = config.n_embd // config.n_head
-        shape = (config.n_layer, 2, batch_size, config.n_kv_head, config.block_size, head_size)
-        self.kv = torch.zeros(shape, device=device, dtype=dtype)  # (layers, 2, B, K, block_size, D)
+        shape = (config.n_layer, 2, batch_size, config.n_kv_head, 0, head_size)
+        self.kv = torch.zeros(shape, device=device, dtype=dtype)  # (layers, 2, B, K, room, D)
         self.last = torch.zeros((config.n_layer, 2, batch_size, 1, config.n_embd), device=device,
                                 dtype=dtype)  # (layers, sublayers, B, 1, C)
-        self.length = 0
+        self.limit, self.length = config.block_size, 0
 
     def update(self, layer, k, v):
         """Append k and v (B, K, T, D) of a layer; returns all of that layer's, (B, K, S, D)."""
         end = self.length + k.size(2)
-        self.kv[layer, 0, :, :, self.length:end] = k
-        self.kv[layer, 1, :, :, self.length:end] = v
-        return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
+        self.reserve(end)
+        kv = self.kv[layer, :, :, :, :end]  # (2, B, K, S, D)
+        kv[0, :, :, self.length:] = k
+        kv[1, :, :, self.length:] = v
+        return (kv[0], kv[1]) if self.length else (k, v)
 
     def token_before(self, layer, sublayer, x):
         """What came to a sublayer of the token before x (B, T, C), zeros before the first:
         (B, 1, C). What comes of the last one in x is kept."""
         before = self.last[layer, sublayer].clone()
         self.last[layer, sublayer] = x[:, -1:]
-        return before if self.length else torch.zeros_like(before)
+        return before.to(x.dtype) if self.length else torch.zeros_like(x[:, :1])
+
+    def reserve(self, end):
+        """Make room for `end` tokens, by whole blocks."""
+        room = self.kv.size(4)
+        if end > room:
+            more = min(self.limit, math.ceil(end / CACHE_BLOCK) * CACHE_BLOCK) - room
+            self.kv = F.pad(self.kv, (0, 0, 0, more))
+
+    def select(self, rows):
+        """Keep these rows of the batch, a list; one may be there several times."""
+        self.kv, self.last = self.kv[:, :, rows], self.last[:, :, rows]
 
 
 def make_norm(config, size):
@@ -201,8 +218,8 @@ class Attention(nn.Module):
             q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
-        y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
-        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+        y = attend(q.to(k.dtype), k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C).to(x.dtype))
 
 
 class MLP(nn.Module):
@@ -332,6 +349,13 @@ class GPT(nn.Module):
 
         With a KVCache, idx are the tokens that follow those in the cache, and are added to it.
         """
+        x = self.hidden(idx, cache)
+        if targets is None:
+            return self.lm_head(x)  # (B, T, V)
+        return cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+
+    def hidden(self, idx, cache=None):
+        """What the head sees of idx (B, T), as in forward: (B, T, C)."""
         past, T = cache.length if cache else 0, idx.size(1)
         end, limit = past + T, self.config.block_size
         assert end <= limit, f'{end} tokens do not fit into block_size={limit}'
@@ -347,37 +371,77 @@ class GPT(nn.Module):
                 x = block(x, rope, cache)
         if cache:
             cache.length = end
-        x = self.norm(x)
-        if targets is None:
-            return self.lm_head(x)  # (B, T, V)
-        return cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        return self.norm(x)
 
-    @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None,
-                 vocab_size=None, generator=None, use_cache=True):
-        """Yield max_new_tokens times the next ids (B,) of the texts idx (B, T), in eval mode.
+    def generate(self, idx, max_new_tokens, temperature=1.0, samples=1, seed=0, vocab_size=None,
+                 running=None, trace=None, use_cache=True, **filters):
+        """Yield max_new_tokens times the next ids (B,) of texts, in eval mode: of as many `samples`
+        of each row of idx (rows, T), B in all.
 
-        temperature 0: the likeliest. top_k: one of the k likeliest. top_p: one of the fewest that
-        are together at least p likely (Holtzman et al. 2020, arXiv:1904.09751). vocab_size: only
-        ids below it. generator: a torch.Generator on idx's device.
+        temperature and filters (top_k, top_p, min_p, repetition_penalty): as in draw_tokens. seed:
+        an int; each sample has a stream of random numbers of its own. vocab_size: only ids below it
+        are drawn. running: a list of B truth values; a sample whose value the caller sets to False
+        costs nothing more, and its ids are -1. trace: a list that each step appends its logits to,
+        (running samples, V), before any filter.
 
         Of a longer text the last block_size tokens are seen; when the next one does not fit, the
         last max(1, block_size // 2) are kept and encoded again.
         """
-        limit = self.config.block_size
-        window = idx[:, -limit:]
-        weight = self.wte.weight
-        cache = KVCache(self.config, len(idx), weight.device, weight.dtype) if use_cache else None
-        for _ in range(max_new_tokens):
-            new = window[:, cache.length:] if cache else window
-            logits = self.forward(new, cache=cache)[:, -1, :vocab_size].float()  # (B, V)
-            token = draw_tokens(logits, temperature, top_k, top_p, generator)
-            yield token
-            window = torch.cat((window, token[:, None]), dim=1)
-            if window.size(1) > limit:
-                window = window[:, -max(1, limit // 2):]
-                if cache:
-                    cache.length = 0
+        rows = list(range(len(idx) * samples))  # the samples in the batch
+        running = running or [True] * len(rows)
+        ids = torch.full((len(rows),), -1, device=idx.device)
+        streams = [random.Random(f'{seed}, {row}') for row in rows]
+        texts = Texts(self, idx, use_cache)
+        for step in range(max_new_tokens):
+            with torch.inference_mode():
+                logits = texts.logits()[:, :vocab_size].float()  # (B, V)
+                if step == 0:  # a prompt is read once for all its samples
+                    logits = logits.repeat_interleave(samples, dim=0)
+                    texts.select([row // samples for row in rows])
+                numbers = [streams[row].random() for row in rows]
+                tokens = draw_tokens(logits, numbers, temperature, seen=texts.idx, **filters)
+                texts.append(tokens)
+            if trace is not None:
+                trace.append(logits)
+            yield ids.index_copy(0, torch.tensor(rows, device=idx.device), tokens)
+            kept = [n for n, row in enumerate(rows) if running[row]]
+            if not kept:
+                return
+            if len(kept) < len(rows):
+                rows = [rows[n] for n in kept]
+                texts.select(kept)
+
+
+class Texts:
+    """The ids (B, T) of texts that grow, and what a GPT has computed of them."""
+
+    def __init__(self, model, idx, use_cache=True):
+        self.model, self.limit, weight = model, model.config.block_size, model.wte.weight
+        self.idx = idx[:, -self.limit:]
+        self.cache = None
+        if use_cache:
+            on_cpu = weight.device.type == 'cpu'  # whose attention is slow in bfloat16
+            dtype = torch.float32 if on_cpu else weight.dtype
+            self.cache = KVCache(model.config, len(idx), weight.device, dtype)
+
+    def logits(self):
+        """The logits (B, V) of the next ids."""
+        new = self.idx[:, self.cache.length:] if self.cache else self.idx
+        return self.model.lm_head(self.model.hidden(new, self.cache)[:, -1])
+
+    def append(self, tokens):
+        """Take the next ids (B,); where they don't fit, keep the later half of the texts."""
+        self.idx = torch.cat((self.idx, tokens[:, None]), dim=1)
+        if self.idx.size(1) > self.limit:
+            self.idx = self.idx[:, -max(1, self.limit // 2):]
+            if self.cache:
+                self.cache.length = 0
+
+    def select(self, rows):
+        """Keep these texts, a list; one may be there several times."""
+        self.idx = self.idx[rows]
+        if self.cache:
+            self.cache.select(rows)
 
 
 def from_checkpoint(state):
@@ -408,20 +472,80 @@ def check_weights(weights, config):
         raise ValueError('the weights are copies of a few numbers')
 
 
-def draw_tokens(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
-    """One id (B,) for each row of logits (B, V), as generate says."""
+# --- drawing the next token ----------------------------------------------------------------------
+
+def draw_tokens(logits, numbers, temperature=1.0, top_k=None, top_p=None, min_p=None,
+                repetition_penalty=1.0, seen=None):
+    """One id (B,) for each row of logits (B, V); numbers: one in [0, 1) for each, by which it is
+    drawn.
+
+    temperature 0: the likeliest. top_k: one of the k likeliest. top_p: one of the fewest that are
+    together at least p likely (Holtzman et al. 2020, arXiv:1904.09751). min_p: one at least this
+    many times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082).
+    repetition_penalty: of the ids `seen` (B, T). They apply in the order of `transformers`; that
+    the k likeliest come before the temperature makes no difference, and the rest cheap.
+    """
+    if repetition_penalty != 1:
+        logits = penalize(logits, seen, repetition_penalty)
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits - logits.max(dim=-1, keepdim=True).values  # a tiny temperature can't overflow
-    smallest = torch.finfo(logits.dtype).tiny  # below it a temperature is rounded to 0
-    probs = F.softmax(logits / max(temperature, smallest), dim=-1)
-    if top_k is None and top_p is None:
-        return torch.multinomial(probs, 1, generator=generator)[:, 0]
-    probs, order = probs.sort(dim=-1, descending=True, stable=True)
+    ids = None
     if top_k is not None:
-        probs[:, top_k:] = 0
-        probs = probs / probs.sum(dim=-1, keepdim=True)
+        logits, ids = logits.topk(min(top_k, logits.size(1)))
+    logits = scale(logits, temperature)
     if top_p is not None:
-        likelier = probs.cumsum(dim=-1) - probs  # the probability of those before each
-        probs = probs.masked_fill(likelier >= top_p, 0)
-    return order.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
+        logits = keep_top_p(logits, top_p)
+    if min_p is not None:
+        logits = keep_min_p(logits, min_p)
+    chosen = choose(logits, numbers)
+    return chosen if ids is None else ids.gather(1, chosen[:, None])[:, 0]
+
+
+def penalize(logits, seen, penalty):
+    """Make the ids seen (B, T) less likely, or with a penalty below 1 likelier: logits above 0 are
+    divided by it, others multiplied (Keskar et al. 2019, arXiv:1909.05858)."""
+    before = logits.gather(1, seen)
+    after = torch.where(before > 0, before / penalty, before * penalty)
+    return logits.scatter(1, seen, after)
+
+
+def scale(logits, temperature):
+    """logits / temperature, up to a constant that keeps a tiny temperature from overflowing."""
+    smallest = torch.finfo(logits.dtype).tiny  # below it a temperature is rounded to 0
+    return (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, smallest)
+
+
+def keep_top_p(logits, p):
+    """-inf for all but the likeliest of each row of logits (B, V): the fewest that are together at
+    least p likely."""
+    if p >= 1:
+        return logits
+    likeliest, order = probable(logits.softmax(dim=-1), p)
+    likelier = likeliest.cumsum(dim=-1) - likeliest  # the probability of those before each
+    kept = logits.gather(1, order).masked_fill(likelier >= p, -math.inf)
+    return torch.full_like(logits, -math.inf).scatter(1, order, kept)
+
+
+def probable(probs, p):
+    """(probabilities, ids), (B, K) and sorted, of enough ids that they are together at least p
+    likely; most often a few do, and to sort all of a large vocabulary takes long."""
+    for most in (2 ** 8, 2 ** 12, probs.size(1)):
+        likeliest, order = probs.topk(min(most, probs.size(1)))
+        if (likeliest.sum(dim=-1) >= p).all():
+            break
+    return likeliest, order
+
+
+def keep_min_p(logits, p):
+    """-inf for logits (B, V) of what is less than p times as likely as the likeliest of its row."""
+    least = logits.amax(dim=-1, keepdim=True) + math.log(p)
+    return logits.masked_fill(logits < least, -math.inf)
+
+
+def choose(logits, numbers):
+    """The index (B,) in each row of logits (B, V) at which their cumulative probability passes the
+    row's number; V where they are no numbers."""
+    probs = logits.softmax(dim=-1).cumsum(dim=-1)
+    numbers = torch.tensor(numbers, dtype=probs.dtype, device=probs.device)[:, None]
+    numbers = numbers.clamp(max=1 - torch.finfo(probs.dtype).eps / 2)  # which rounding made 1
+    return torch.searchsorted(probs, numbers * probs[:, -1:], right=True)[:, 0]

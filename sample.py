@@ -2,22 +2,28 @@
 
     python sample.py out/shakespeare_char --start="ROMEO:"
     python sample.py out/stdlib --start=FILE:prompt.txt --num_samples=3 --temperature=0.5
+    python sample.py out/stdlib --interactive --show=probs
 """
 
 from folio import cli  # first of all, for then an interrupt while torch is loaded is quiet
 
 # isort: split
+import contextlib
+import itertools
+import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
 
 from folio import checkpoint, texts
 from folio.cli import UserError
+from folio.continuation import Continuation, Table
 from folio.machine import choose_device, choose_dtype, out_of_memory
-from folio.options import InPath, Text, find, parse
+from folio.options import InPath, OutPath, Text, find, parse
+from folio.packed import pack
 from folio.speed import fastest_format
 from folio.tokenizer import Tokenizer
 from model import from_checkpoint
@@ -25,51 +31,28 @@ from model import from_checkpoint
 LONGEST = 1 << 24  # bytes of a prompt
 
 
+
 @dataclass
 class SampleConfig:
     """What to sample from, and how."""
     out_dir: InPath = 'out/stdlib'  # a run's folder (best.pt, else ckpt.pt) or a checkpoint file
     start: Text | None = None  # the prompt; FILE:prompt.txt reads a file, - the standard input
+    interactive: bool = False  # ask for one prompt after another
     escape: bool = False  # read \n, \t and \\ in start, as in stop
     num_samples: Annotated[int, '>= 1', '<= 65536'] = 1  # one streams, several come whole
     max_new_tokens: Annotated[int, '>= 0'] = 500  # the length of each
     temperature: Annotated[float, '>= 0'] = 0.8  # below 1 likely gets likelier; 0: likeliest
     top_k: Annotated[int | None, '>= 1'] = None  # draw from the k likeliest tokens only
     top_p: Annotated[float | None, '> 0', '<= 1'] = None  # from the fewest with this probability
+    min_p: Annotated[float | None, '> 0', '<= 1'] = None  # from those p times as likely as the top
+    repetition_penalty: Annotated[float, '> 0'] = 1.0  # above 1, tokens seen before get rarer
     stop: Text | None = None  # end before this text, in which \n is a newline, \t a tab
+    out: OutPath | None = None  # a file that the text goes to, in place of the terminal
+    show: Literal['text', 'probs'] = 'text'  # probs: colours, or a list, of how likely tokens were
+    top: Annotated[int, '>= 0'] = 0  # with show=probs, list each token beside this many likeliest
     seed: Annotated[int, '>= 0', '<= 9e18'] = 1337  # the same seed, the same text
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
-    dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of weights and activations
-
-
-class Continuation:
-    """The text of one sample as its tokens come; it ends before the stop text."""
-
-    def __init__(self, tokenizer, prompt_ids, stop):
-        self.decode, self.stop = tokenizer.stream(prompt_ids), stop
-        self.text, self.taken, self.ended = '', 0, False
-
-    def add(self, token):
-        """Take the next id."""
-        self.text += self.decode(token)
-        end = self.text.find(self.stop, self.taken) if self.stop else -1
-        if end >= 0:
-            self.text, self.ended = self.text[:end], True
-
-    def take(self):
-        """What is new and certain: not an end that may yet become the stop text."""
-        held = 0
-        if self.stop and not self.ended:
-            new = self.text[self.taken:]
-            held = next(n for n in range(min(len(new), len(self.stop) - 1), -1, -1)
-                        if new.endswith(self.stop[:n]))
-        before, self.taken = self.taken, len(self.text) - held
-        return self.text[before:self.taken]
-
-    def rest(self):
-        """What is left when no more ids come."""
-        self.ended = True
-        return self.take()
+    dtype: Literal['auto', 'float32', 'bfloat16', 'float16', 'int8'] = 'auto'  # int8: on a CPU
 
 
 def main(argv):
@@ -82,36 +65,80 @@ def main(argv):
     prompt = read_prompt(options)
     with checkpoint.damaged(options.out_dir), out_of_memory(options):
         model, tokenizer = from_checkpoint(state), Tokenizer(state['tokenizer'])
-        model = model.to(device, sampling_dtype(options, model.config, device))
+        place(model, options, device)
+    with open_out(options.out) as out:
+        if prompt or not options.interactive:
+            write(model, tokenizer, prompt, options, out)
+        if options.interactive:
+            converse(model, tokenizer, options, out)
+
+
+def open_out(path):
+    """A context with the file that the text goes to, or the standard output without one."""
+    if path is None:
+        return contextlib.nullcontext(sys.stdout)
+    return open(os.path.expanduser(path), 'w', encoding='utf-8')
+
+
+def place(model, options, device):
+    """Bring the model to its device, into the number format of the options; a CPU is asked which
+    one it reads the faster."""
+    if device.type != 'cpu':
+        if options.dtype == 'int8':
+            raise UserError(f'dtype=int8 works on a CPU only, not on {device}')
+        model.to(device, choose_dtype(options.dtype, device, None))
+        return
+    fastest = None
+    if options.dtype == 'auto':
+        fastest = fastest_format(options.num_samples, model.config.n_embd, model.config.n_layer)
+    pack(model, choose_dtype(options.dtype, device, fastest), options.num_samples)
+
+
+def converse(model, tokenizer, options, out):
+    """Continue one prompt after another; an interrupt ends a text, the end of the input all."""
+    print('Ctrl-C ends a text, Ctrl-D the program', file=sys.stderr)
+    for count in itertools.count():
+        try:
+            prompt = typed(input('> ' if sys.stdin.isatty() else ''), options.escape)
+            write(model, tokenizer, prompt, replace(options, seed=options.seed + count), out)
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print(file=out)
+        except (UserError, UnicodeError) as error:
+            print(f'error: {error}', file=sys.stderr)
+
+
+def write(model, tokenizer, prompt, options, out):
+    """Write the prompt and its samples into a file."""
+    with checkpoint.damaged(options.out_dir):
         ids = tokenizer.encode(prompt)
     ids = ids if len(ids) else [tokenizer.start]
     if len(ids) > model.config.block_size:
         print(f'the prompt has {len(ids):,} tokens; the model sees the last '
               f'{model.config.block_size:,}', file=sys.stderr)
-    idx = torch.tensor(ids, dtype=torch.int64, device=device).expand(options.num_samples, -1)
-    tokens = model.generate(
-        idx, options.max_new_tokens, options.temperature, options.top_k, options.top_p,
-        tokenizer.vocab_size, torch.Generator(device).manual_seed(options.seed))
-    tokens = drawn(tokens, options)
-    stop = unescape(options.stop or '')
-    if options.num_samples == 1:
-        stream(tokens, prompt, Continuation(tokenizer, ids, stop))
+    texts = [make_text(tokenizer, ids, options, out) for _ in range(options.num_samples)]
+    running = [True] * len(texts)
+    steps = drawn(model, ids, options, tokenizer, running)
+    if len(texts) == 1:
+        stream(steps, prompt, texts[0], out)
     else:
-        print_all(tokens, prompt, [Continuation(tokenizer, ids, stop) for _ in idx])
+        print_all(steps, prompt, texts, running, out)
+
+
+def make_text(tokenizer, ids, options, out):
+    """What takes the tokens of a sample, as the options want them to be shown."""
+    stop, probs = unescape(options.stop or ''), options.show == 'probs'
+    coloured = probs and out.isatty() and not os.environ.get('NO_COLOR')
+    if probs and (options.top or not coloured):
+        return Table(tokenizer, ids, stop, options.top)
+    return Continuation(tokenizer, ids, stop, coloured)
 
 
 def unescape(text):
     r"""The text with a newline for \n, a tab for \t and a backslash for \\."""
     meant = {'n': '\n', 't': '\t', '\\': '\\'}
     return re.sub(r'\\([nt\\])', lambda found: meant[found[1]], text)
-
-
-def sampling_dtype(options, config, device):
-    """The torch.dtype of the weights; a CPU is asked which it reads the faster."""
-    fastest = None
-    if device.type == 'cpu' and options.dtype == 'auto':
-        fastest = fastest_format(options.num_samples, config.n_embd, config.n_layer)
-    return choose_dtype(options.dtype, device, fastest)
 
 
 def read_prompt(options):
@@ -123,11 +150,16 @@ def read_prompt(options):
         if start.startswith('FILE:'):
             with open(find(start[5:]), 'rb') as file:
                 return text_of(file)
-        start = unescape(start) if options.escape else start
-        return start.encode(errors='surrogateescape').decode()
+        return typed(start, options.escape)
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no name of a file
         reason = getattr(error, 'strerror', None) or error  # without the path
         raise UserError(f'--start={start!r:.80}: {reason}') from None
+
+
+def typed(text, escape):
+    """A prompt as it was typed; UnicodeError if it is no UTF-8."""
+    text = unescape(text) if escape else text
+    return text.encode(errors='surrogateescape').decode()
 
 
 def text_of(file):
@@ -141,36 +173,49 @@ def text_of(file):
     return text
 
 
-def drawn(tokens, options):
-    """The tokens that a model generates; UserError for one whose logits are no numbers."""
+def drawn(model, ids, options, tokenizer, running):
+    """[(id, probabilities of all ids), ...] for each step, of the samples that run (as in
+    GPT.generate); None for probabilities that nobody sees. UserError for logits that are no
+    numbers."""
+    idx = torch.tensor(ids, dtype=torch.int64, device=model.wte.weight.device)[None]
+    vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
+    trace = [] if options.show == 'probs' else None
     with checkpoint.damaged(options.out_dir), out_of_memory(options):
-        yield from tokens
+        for tokens in model.generate(
+                idx, options.max_new_tokens, options.temperature, options.num_samples,
+                options.seed, vocab_size, running, trace, top_k=options.top_k,
+                top_p=options.top_p, min_p=options.min_p,
+                repetition_penalty=options.repetition_penalty):
+            new = [i for i in tokens.tolist() if i >= 0]
+            if max(new) >= vocab_size:
+                raise ValueError('its logits are no numbers')
+            probs = trace.pop().softmax(dim=-1) if trace else [None] * len(new)
+            yield list(zip(new, probs, strict=True))
 
 
-def stream(tokens, prompt, text):
-    """Print the prompt and one sample, each token as it comes."""
-    print(prompt, end='', flush=True)
-    for token in tokens:
-        text.add(token.item())
-        print(text.take(), end='', flush=True)
+def stream(steps, prompt, text, out):
+    """Write the prompt and one sample, each token as it comes."""
+    print(prompt, end='', file=out, flush=True)
+    for [(token, probs)] in steps:
+        text.add(token, probs)
+        print(text.take(), end='', file=out, flush=True)
         if text.ended:
             break
-    print(text.rest())
+    print(text.rest(), file=out)
 
 
-def print_all(tokens, prompt, texts):
-    """Print the samples of a batch, each as it ends."""
-    running = list(enumerate(texts))
-    for batch in tokens:
-        for i, text in running:
-            text.add(batch[i].item())
+def print_all(steps, prompt, texts, running, out):
+    """Write the samples of a batch, each as it ends; running: a list that is told so."""
+    for step in steps:
+        alive = [text for text in texts if not text.ended]
+        for text, (token, probs) in zip(alive, step, strict=True):
+            text.add(token, probs)
             if text.ended:
-                print(prompt + text.rest(), end='\n---\n', flush=True)
-        running = [(i, text) for i, text in running if not text.ended]
-        if not running:
-            return
-    for _, text in running:
-        print(prompt + text.rest(), end='\n---\n')
+                print(prompt + text.rest(), end='\n---\n', file=out, flush=True)
+        running[:] = [not text.ended for text in texts]
+    for text in texts:
+        if not text.ended:
+            print(prompt + text.rest(), end='\n---\n', file=out)
 
 
 if __name__ == '__main__':

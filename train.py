@@ -490,9 +490,8 @@ def sample(model, tokenizer, seed):
     """200 tokens of the model's, as indented text, drawn with a randomness of their own."""
     device = model.wte.weight.device
     start = torch.tensor([[tokenizer.start]], device=device)
-    generator = torch.Generator(device).manual_seed(seed)
     model.eval()
-    tokens = model.generate(start, 200, 0.8, vocab_size=tokenizer.vocab_size, generator=generator)
+    tokens = model.generate(start, 200, 0.8, seed=seed, vocab_size=tokenizer.vocab_size)
     text = tokenizer.decode([token.item() for token in tokens])
     model.train()
     return textwrap.indent(text, '    ')

@@ -7,6 +7,7 @@ the model's own size are timed, once, and the answer is kept in the user's cache
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -17,7 +18,10 @@ import zlib
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
+
+from folio.packed import pack
 
 FORMATS = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 MARGIN = 1.2  # how many times faster bfloat16 has to be
@@ -33,7 +37,7 @@ def fastest_format(rows, size, layers=0):
     """'bfloat16' where the CPU is clearly faster with it, else 'float32', for products of (rows,
     size) and (size, 4 size): those of training, or, where layers are given, those of sampling,
     which reads the weights of all layers for a few rows."""
-    kind = f'sample, {layers} layers' if layers else 'train'
+    kind = f'sample, {layers} packed layers' if layers else 'train'
     question = (f'{kind_of_cpu()}; {torch.get_num_threads()} threads, torch {torch.__version__}; '
                 f'{kind}, {rows} x {size}')
     answers = read_answers()
@@ -64,17 +68,30 @@ def make_products(rows, size, layers, dtype):
     """A function that makes the products once, of a large model not all."""
     size = min(size, WIDEST)
     rows = min(rows, LARGEST // (4 * size * size))
-    matrices = max(1, min(3 * layers, WEIGHTS // (4 * size * size)))
-    weights = [torch.full((4 * size, size), 0.01, dtype=dtype) for _ in range(matrices)]
     x, y = (torch.full((rows, width), 0.01, dtype=dtype) for width in (size, 4 * size))
+    if layers:
+        return functools.partial(sampling_layers(size, layers, dtype, rows), x)
+    weight = torch.full((4 * size, size), 0.01, dtype=dtype)
 
-    def multiply():
-        for weight in weights:
-            F.linear(x, weight)
-        if not layers:  # the backward pass
-            y @ weights[0]
-            y.t() @ x
-    return multiply
+    def train():
+        F.linear(x, weight)
+        y @ weight  # the backward pass
+        y.t() @ x
+    return train
+
+
+def sampling_layers(size, layers, dtype, rows):
+    """A function of x that multiplies it by the weights of many layers, as sampling does."""
+    count = max(1, min(3 * layers, WEIGHTS // (4 * size * size)))
+    linears = [nn.utils.skip_init(nn.Linear, size, 4 * size, bias=False) for _ in range(count)]
+    for linear in linears:
+        nn.init.constant_(linear.weight, 0.01)
+    packed = pack(nn.Sequential(*linears), dtype, rows)
+
+    def sample(x):
+        for layer in packed:
+            layer(x)
+    return sample
 
 
 def kind_of_cpu():

@@ -2,20 +2,24 @@
 
 import itertools
 import math
+import random
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import model as model_module
 from model import (
     GPT,
     MLP,
     GPTConfig,
     KVCache,
     attend_explicitly,
+    choose,
     cross_entropy,
     draw_tokens,
     from_checkpoint,
+    penalize,
 )
 
 SMALL = dict(vocab_size=50, block_size=16, n_layer=2, n_head=4, n_embd=32)
@@ -278,8 +282,9 @@ def test_ids_at_or_above_the_vocabulary_are_never_drawn():
 
 
 def draws(logits, n=4000, **options):
-    generator = torch.Generator().manual_seed(0)
-    return draw_tokens(torch.tensor([logits]).expand(n, -1), generator=generator, **options)
+    stream = random.Random(0)
+    numbers = [stream.random() for _ in range(n)]
+    return draw_tokens(torch.tensor([logits]).expand(n, -1), numbers, **options)
 
 
 PROBS = [0.4, 0.3, 0.2, 0.1]
@@ -290,16 +295,18 @@ LOGITS = [math.log(p) for p in PROBS]
     ({'top_k': 1}, 1), ({'top_k': 2}, 2), ({'top_k': 4}, 4), ({'top_k': 9}, 4),
     ({'top_p': 0.39}, 1), ({'top_p': 0.41}, 2), ({'top_p': 0.69}, 2), ({'top_p': 0.71}, 3),
     ({'top_p': 1.0}, 4), ({'top_p': 1e-9}, 1), ({'top_k': 2, 'top_p': 0.58}, 2),
-    ({'top_k': 2, 'top_p': 0.56}, 1),
+    ({'top_k': 2, 'top_p': 0.56}, 1), ({'min_p': 0.76}, 1), ({'min_p': 0.74}, 2),
+    ({'min_p': 0.24}, 4), ({'min_p': 0.49, 'top_k': 2}, 2), ({'min_p': 1.0}, 1),
 ])
-def test_top_k_and_top_p_keep_the_likeliest_in_proportion(options, kept):
+def test_the_filters_keep_the_likeliest_in_proportion(options, kept):
     found = draws(LOGITS, **options).bincount(minlength=4) / 4000
     expected = torch.tensor([p if i < kept else 0 for i, p in enumerate(PROBS)]) / sum(PROBS[:kept])
     assert torch.allclose(found, expected, atol=0.03) and (found > 0).sum() == kept
 
 
-def test_top_k_keeps_k_of_equals():
-    assert len(set(draws([0.0] * 8, top_k=3).tolist())) == 3
+@pytest.mark.parametrize('options', [{'top_k': 3}, {'top_p': 0.374}])
+def test_the_filters_keep_no_more_than_they_should_of_equals(options):
+    assert len(set(draws([0.0] * 8, **options).tolist())) == 3
 
 
 def test_temperature_scales_logits_and_zero_is_the_likeliest():
@@ -310,9 +317,155 @@ def test_temperature_scales_logits_and_zero_is_the_likeliest():
     assert set(draws(LOGITS, temperature=1e-30).tolist()) == {0}
 
 
+def test_a_repetition_penalty_moves_logits_of_either_sign_down():
+    logits = torch.tensor([[2.0, -2.0, 1.5, -3.0, 0.0]])
+    seen = torch.tensor([[0, 1, 0]])
+    assert penalize(logits, seen, 2.0).tolist() == [[1.0, -4.0, 1.5, -3.0, 0.0]]
+    assert draw_tokens(logits, [0.5], temperature=0, repetition_penalty=2.0, seen=seen) == 2
+
+
+FILTERS = [{'temperature': 0.7}, {'temperature': 1.5, 'top_k': 50}, {'top_p': 0.9},
+           {'temperature': 3.0, 'top_p': 0.99}, {'temperature': 0.5, 'min_p': 0.05},
+           {'temperature': 2.0, 'top_k': 200, 'top_p': 0.8, 'min_p': 0.02,
+            'repetition_penalty': 1.3}]
+
+
+@pytest.mark.parametrize('vocab_size', [300, 50257])
+@pytest.mark.parametrize('options', FILTERS, ids=str)
+def test_the_filters_are_those_of_transformers(options, vocab_size, monkeypatch):
+    processors = pytest.importorskip('transformers.generation.logits_process')
+    kinds = {'repetition_penalty': 'RepetitionPenaltyLogitsProcessor',
+             'temperature': 'TemperatureLogitsWarper', 'top_k': 'TopKLogitsWarper',
+             'top_p': 'TopPLogitsWarper', 'min_p': 'MinPLogitsWarper'}  # in their order
+    generator = torch.Generator().manual_seed(1)
+    expected = logits = 3 * torch.randn(4, vocab_size, generator=generator)
+    seen = torch.randint(vocab_size, (4, 40), generator=generator)
+    for name, kind in kinds.items():
+        if name in options:
+            expected = getattr(processors, kind)(options[name])(seen, expected)
+    drawn = {}
+    monkeypatch.setattr(model_module, 'choose', lambda logits, numbers: drawn.update(
+        logits=logits) or torch.zeros(4, dtype=torch.int64))
+    draw_tokens(logits, [0.5] * 4, seen=seen, **options)
+    probs = drawn['logits'].softmax(dim=-1)
+    if 'top_k' in options:  # they come sorted
+        expected = expected.sort(dim=-1, descending=True).values[:, :options['top_k']]
+    assert torch.allclose(probs, expected.softmax(dim=-1), atol=1e-6)
+
+
+@pytest.mark.parametrize('options', [{}, *FILTERS[:-1]], ids=str)
+def test_draws_have_the_probabilities_of_the_filtered_logits(options, n=100_000):
+    logits = 2 * torch.randn(60, generator=torch.Generator().manual_seed(2))
+    probs = draw_probs(logits, options)
+    found = torch.zeros(60)
+    for begin in range(0, n, 10_000):
+        stream = random.Random(begin)
+        numbers = [stream.random() for _ in range(10_000)]
+        found += draw_tokens(logits.expand(10_000, -1), numbers, **options).bincount(minlength=60)
+    assert (found[probs == 0] == 0).all()
+    rare = probs * n < 10  # too few for a chi-squared test by themselves
+    found, expected = (torch.cat((x[~rare], x[rare].sum()[None])) for x in (found, probs * n))
+    chi_squared = ((found - expected) ** 2 / expected.clamp(min=1e-9)).sum().item()
+    freedom = (expected > 0).sum().item() - 1
+    assert chi_squared < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def draw_probs(logits, options):
+    """The probabilities that the options leave, written as plainly as can be: (V,)."""
+    probs = (logits / options.get('temperature', 1.0)).softmax(dim=-1)
+    order = probs.argsort(descending=True)
+    likelier = probs[order].cumsum(dim=-1) - probs[order]
+    out = torch.zeros(len(probs), dtype=torch.bool)
+    out[order[options.get('top_k', 60):]] = True
+    out[order[likelier >= options.get('top_p', 2.0)]] = True
+    out |= probs < options.get('min_p', 0.0) * probs.max()
+    return probs.masked_fill(out, 0) / probs[~out].sum()
+
+
+@pytest.mark.parametrize('number', [0.0, 1 - 2 ** -53, 0.5])
+def test_no_number_draws_what_has_no_probability(number):
+    logits = torch.full((1, 1000), -math.inf)
+    logits[:, 300:700] = torch.randn(400)
+    assert 300 <= choose(logits, [number]).item() < 700
+
+
+def test_no_number_is_drawn_from_logits_that_are_no_numbers():
+    assert choose(torch.full((2, 5), math.nan), [0.1, 0.9]).tolist() == [5, 5]
+
+
 def test_the_same_seed_draws_the_same_text():
     model, prompt = make(), some_ids(2, 4)
-    first, again, other = (
-        torch.stack(list(model.generate(prompt, 30, generator=torch.Generator().manual_seed(seed))))
-        for seed in (1, 1, 2))
+    first, again, other = (torch.stack(list(model.generate(prompt, 30, seed=seed)))
+                           for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize('use_cache', [True, False])
+def test_a_sample_does_not_depend_on_how_many_others_there_are(use_cache):
+    model, prompt = make(), some_ids(1, 20)
+    several = torch.stack(list(model.generate(prompt, 40, samples=5, use_cache=use_cache)))
+    for n in (1, 3):
+        fewer = torch.stack(list(model.generate(prompt, 40, samples=n, use_cache=use_cache)))
+        assert torch.equal(fewer, several[:, :n])
+    assert len({tuple(text) for text in several.t().tolist()}) == 5
+
+
+def test_samples_of_several_texts_follow_one_another():
+    model, prompts = make(), some_ids(2, 6)
+    both = torch.stack(list(model.generate(prompts, 9, 0, samples=2)), dim=1)
+    alone = [torch.stack(list(model.generate(prompt[None], 9, 0)), dim=1)[0] for prompt in prompts]
+    assert torch.equal(both, torch.stack(alone).repeat_interleave(2, dim=0))
+
+
+@pytest.mark.parametrize('use_cache', [True, False])
+def test_a_sample_that_has_ended_leaves_the_batch_and_the_others_as_they_were(
+        use_cache, monkeypatch):
+    model, prompt, sizes = make(), some_ids(1, 4), []
+    whole = torch.stack(list(model.generate(prompt, 30, samples=4)))
+    hidden = GPT.hidden
+    monkeypatch.setattr(GPT, 'hidden', lambda self, idx, cache=None: sizes.append(
+        len(idx)) or hidden(self, idx, cache))
+    running, steps = [True] * 4, []
+    for step, ids in enumerate(model.generate(prompt, 30, samples=4, running=running,
+                                              use_cache=use_cache)):
+        steps.append(ids)
+        running[2] = running[2] and step < 5
+        running[0] = running[0] and step < 17
+    expected = whole.clone()
+    expected[6:, 2] = expected[18:, 0] = -1
+    assert torch.equal(torch.stack(steps), expected)
+    assert sizes == [1, *5 * [4], *12 * [3], *12 * [2]]
+
+
+def test_generation_ends_with_its_last_sample():
+    model, running = make(), [True, True]
+    for count, _ in enumerate(model.generate(some_ids(1, 4), 30, samples=2, running=running)):
+        running[:] = [count < 3, False]
+    assert count == 3
+
+
+def test_a_trace_has_the_logits_of_each_step():
+    model, prompt, trace = make(), some_ids(1, 4), []
+    ids = torch.stack(list(model.generate(prompt, 5, 0, samples=2, trace=trace, top_k=1)))
+    assert torch.equal(torch.stack(trace).argmax(dim=-1), ids)
+    assert torch.allclose(trace[0][0], model(prompt)[0, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize('block', [1, 3, 100])
+def test_a_cache_grows_by_whole_blocks_up_to_the_context(block, monkeypatch):
+    monkeypatch.setattr(model_module, 'CACHE_BLOCK', block)
+    model, idx = make(), some_ids(2, 16)
+    cache, rooms = KVCache(model.config, 2), []
+    parts = []
+    for i in range(16):
+        parts.append(model(idx[:, i:i + 1], cache=cache))
+        rooms.append(cache.kv.size(4))
+    assert torch.allclose(torch.cat(parts, dim=1), model(idx), atol=1e-5)
+    assert rooms == [min(16, block * math.ceil((i + 1) / block)) for i in range(16)]
+
+
+def test_the_head_reads_the_last_token_of_a_prompt_only(monkeypatch):
+    model, sizes = make(tied=False), []
+    model.lm_head.register_forward_hook(lambda head, x, y: sizes.append(y.shape))
+    list(model.generate(some_ids(2, 9), 2))
+    assert sizes == [(2, 50)] * 2

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from folio import speed
+from folio import packed, speed
+from folio.packed import PackedLinear
 
 
 @pytest.fixture
@@ -60,12 +61,18 @@ def test_an_answer_that_is_no_format_is_asked_again(asked, tmp_path, answer):
                                       (10 ** 9, 10 ** 9, 0)])
 def test_both_formats_are_timed_at_any_size(monkeypatch, question):
     monkeypatch.setattr(speed, 'SECONDS', 0)
-    multiplied, linear = [], speed.F.linear
+    multiplied, linear, forward = [], speed.F.linear, PackedLinear.forward
 
     def count(x, weight):
         multiplied.append(x.numel() * len(weight))
         return linear(x[:1], weight)
+
+    def count_packed(layer, x):
+        multiplied.append(x.numel() * layer.weight.shape[0])
+        return forward(layer, x[:1])
     monkeypatch.setattr(speed.F, 'linear', count)
+    monkeypatch.setattr(PackedLinear, 'forward', count_packed)
+    monkeypatch.setattr(packed, 'SMALLEST', 0)
     seconds = speed.time_formats(*question)
     assert seconds.keys() == speed.FORMATS.keys()
     assert all(0 < value < math.inf for value in seconds.values())
