@@ -3,4 +3,4 @@ dataset, out_dir = 'shakespeare_char', 'out/shakespeare_best'
 n_layer, n_head, n_embd, block_size = 6, 4, 256, 256
 batch_size, learning_rate, muon_lr = 12, 3e-3, 0.025
 dropout, attention_dropout = 0.15, 0.0  # what drops T x T numbers costs a CPU most
-max_seconds, eval_interval, log_interval = 1790, 400, 50
+max_seconds, eval_interval, log_interval = 1780, 800, 50

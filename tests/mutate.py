@@ -25,8 +25,9 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('second * cos + first * sin', 'second * cos - first * sin'),
         ('F.dropout(scores.softmax(dim=-1), dropout)', 'scores.softmax(dim=-1)'),
         ('x.lerp(before, self.shares[sublayer].to(x.dtype))', 'x'),
-        ('return before if self.length else torch.zeros_like(before)', 'return before'),
         ('self.last[layer, sublayer] = x[:, -1:]', 'pass'),
+        ('return before.to(x.dtype) if self.length else torch.zeros_like(x[:, :1])',
+         'return before.to(x.dtype)'),
         ('x = self.dropout(x)\n', ''),
         ('x = x + self.dropout(self.attention(', 'x = x + (self.attention('),
         ("F.gelu(x, approximate='tanh')", 'F.gelu(x)'),
@@ -288,7 +289,6 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
     'tools/bench.py': [
         ('windows[:, 1:].contiguous()', 'windows[:, :-1].contiguous()'),
         ('x, mask, is_causal=True', 'x'),
-        ('6 * (12 * L * C ** 2', '6 * (8 * L * C ** 2'),
         ('        optimizer.step()\n', ''),
         ('is_causal=True)\n\n\nATTENTION', 'is_causal=False)\n\n\nATTENTION'),
         ('network.blocks = nn.ModuleList([Encoder(options)])', 'pass'),

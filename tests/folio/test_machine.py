@@ -29,7 +29,7 @@ def test_a_compiler_that_fails_is_named_or_with_auto_passed_over(monkeypatch, ca
 
 @pytest.mark.parametrize('device, dtype, seconds, pays', [
     ('cpu', 'float32', 150, True), ('cpu', 'float32', 60, False), ('cpu', 'float32', 0, False),
-    ('cpu', 'bfloat16', 150, False), ('cpu', 'bfloat16', 1800, True),
+    ('cpu', 'bfloat16', 1800, False),
     ('cuda', 'bfloat16', 0, True), ('mps', 'float32', 1800, False)])
 def test_auto_compiles_on_cuda_and_in_a_long_run_on_a_cpu(device, dtype, seconds, pays):
     assert machine.pays_to_compile(torch.device(device), getattr(torch, dtype), seconds) == pays
