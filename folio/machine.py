@@ -238,8 +238,8 @@ def choose_dtype(name, device, fastest, required=True):
 
 
 def pays_to_compile(device, dtype, seconds):
-    """Whether compiling gains more than it costs in a run that is limited to these seconds. On a CPU
-    it takes half a minute; it saves a quarter of a step in float32, next to none in bfloat16."""
+    """Whether compiling gains more than it costs in a run that is limited to these seconds. A CPU
+    takes half a minute; it saves a quarter of a step in float32, next to none in bfloat16."""
     if device.type == 'cpu':
         return dtype == torch.float32 and seconds >= 120
     return device.type == 'cuda'
