@@ -99,18 +99,16 @@ class LastingStream:
         return getattr(self.stream, name)
 
     def write(self, text):
-        return self.attempt(self.stream.write, text)
-
-    def flush(self):
-        self.attempt(self.stream.flush)
-
-    def attempt(self, work, *arguments):
         try:
-            return work(*arguments)
+            self.stream.write(text)
+            self.stream.flush()
         except OSError as error:  # a full disk, for one, is no reason to stop
             if error.errno in (errno.EPIPE, errno.EIO):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
                 signal.raise_signal(getattr(signal, 'SIGHUP', signal.SIGTERM))
+
+    def flush(self):
+        """Nothing is left to do."""
 
 
 @contextlib.contextmanager
