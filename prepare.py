@@ -77,9 +77,10 @@ def read_options(argv):
     words = folio.options.words_of(PrepareConfig, argv)
     recipes = [word for option, word in words if option is None]
     options.name = options.name or (Path(recipes[-1]).stem if recipes else None)
-    if not re.fullmatch(NAME, options.name or ''):
-        raise UserError('what to prepare? A recipe, data/NAME.py, or --input=FILE --name=NAME; a '
-                        'name has letters, digits, _, . and - only')
+    if not options.name:
+        raise UserError('what to prepare? A recipe, data/NAME.py, or --input=FILE --name=NAME')
+    if not re.fullmatch(NAME, options.name):
+        raise UserError(f'--name={options.name}: a name has letters, digits, _, . and - only')
     if bool(options.input) == bool(options.url):
         raise UserError(f'{options.name}: give either input or url (--input=FILE or --url=URL)')
     if options.sha256 and len(options.sha256) != len(options.url):
@@ -498,8 +499,8 @@ def read_header(path, dtype):
     if head[:2] == LLMC_HEADER:
         dtype, offset, count = np.dtype('<u2'), 1024, head[2]
     if count < 0 or size != offset + count * dtype.itemsize:
-        raise UserError(f'{path} is half made: it has {size:,} bytes, not {offset:,} and '
-                        f'{count:,} tokens of {dtype.itemsize}')
+        raise UserError(f'{path} is half made: it has {size:,} bytes, and {count:,} ids of '
+                        f'{dtype.itemsize} bytes take {offset + count * dtype.itemsize:,}')
     return dtype, offset, count
 
 

@@ -10,6 +10,7 @@ from folio import cli  # first of all, for then an interrupt while torch is load
 # isort: split
 import contextlib
 import dataclasses
+import inspect
 import math
 import os
 import textwrap
@@ -157,6 +158,8 @@ def make_run(options, state, resumed, machine):
 
 def starting_point(options, given):
     """(options, checkpoint or None, whether it is resumed): where --resume or --init_from start."""
+    if (options.batch_size_start is None) != (options.batch_ramp_tokens is None):
+        raise UserError('batch_size_start and batch_ramp_tokens need each other')
     folder = folder_of(options)
     if options.resume and can_resume(folder):
         return *checkpoint.resume(options, given, folder, SHAPE), True
@@ -188,8 +191,6 @@ def check_sizes(options, train_tokens, val_tokens, world):
         raise UserError(f'{options.dataset} is too short for block_size={options.block_size}: it '
                         f'has {len(train_tokens):,} tokens for training, which needs two blocks, '
                         f'and {len(val_tokens):,} for validation, which needs 2')
-    if (options.batch_size_start is None) != (options.batch_ramp_tokens is None):
-        raise UserError('batch_size_start and batch_ramp_tokens need each other')
     name = 'batch_size_start' if options.batch_size_start else 'batch_size'
     first, micro = getattr(options, name), options.micro_batch_size or 1
     if options.batch_size % first:
@@ -377,11 +378,13 @@ def sequences_in_step(options, sequences):
 def sequences_after(options, steps):
     """How many sequences `steps` steps take from the start of the run."""
     sequences = 0
-    for step in range(steps):
-        size = sequences_in_step(options, sequences)
-        if size == options.batch_size:  # as in all steps from here on
-            return sequences + (steps - step) * size
-        sequences += size
+    while steps > 0:
+        size, count = sequences_in_step(options, sequences), steps
+        if size < options.batch_size:  # the next size comes when the ramp has risen by this one
+            slope = (options.batch_size - options.batch_size_start) * options.block_size
+            end = math.ceil(size * options.batch_ramp_tokens / slope)
+            count = min(steps, math.ceil((end - sequences) / size))
+        sequences, steps = sequences + count * size, steps - count
     return sequences
 
 
@@ -449,7 +452,7 @@ def flops_per_token(model):
 def validate(model, tokens, machine, limit=None, token_bytes=None, signals=None):
     """(nats per token, bits per byte or None) over the first `limit` tokens (None: all), each
     predicted from those before it in its window of block_size. token_bytes: the bytes of each id.
-    A signal to stop ends it, and the numbers mean nothing.
+    A signal to stop ends it early; the numbers then mean nothing.
     """
     signals = signals or Signals()
     sums = torch.zeros(2, dtype=torch.float64)  # nats, bytes
@@ -499,7 +502,7 @@ def sample(model, tokenizer, seed):
 
 def evaluate_run(run, say):
     """Validate the model and draw a sample; the numbers go into the record of the last step.
-    Returns whether the loss is the lowest; False, and no more, if a signal to stop comes."""
+    Returns whether the loss is the lowest; False, with nothing recorded, at a signal to stop."""
     progress, tokenizer = run.progress, run.tokenizer
     loss, bits = validate(run.model, run.val_tokens, run.machine, run.options.eval_tokens,
                           tokenizer and torch.tensor(tokenizer.text_lengths), run.signals)
@@ -544,8 +547,10 @@ def train(run):
     start(run)
     try:
         training_loop(run)
-    finally:
-        run.writer.wait()
+    except Exception:
+        run.writer.wait()  # what was saved before
+        raise
+    run.writer.wait()
     reason = 'a signal' if run.stopped_by else None
     if reason is None and options.max_steps not in (None, progress.step):
         reason = 'max_seconds'
@@ -592,11 +597,15 @@ def training_loop(run):
 
 def distribute(model, machine):
     """What computes the loss: the model, compiled if chosen, or DDP around it, which adds up the
-    processes' gradients."""
+    processes' gradients. RoPE's table is the same everywhere and needs no broadcast."""
     if machine.compiled:
-        print('compiling: on a CPU half a minute, and a few seconds when it was done before')
+        print('compiling: about half a minute on a CPU, a few seconds if it was done before')
         model.compile()
-    return DistributedDataParallel(model) if machine.world > 1 else model
+    if machine.world == 1:
+        return model
+    known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed the option
+    name = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
+    return DistributedDataParallel(model, **{name: False})
 
 
 def agree(run):
@@ -607,6 +616,7 @@ def agree(run):
     run.progress.seconds, stop, asked = run.machine.maximum(seconds, run.signals.stop, asked)
     run.stopped_by = int(stop)
     if asked:
+        print(f'step {run.progress.step:,}: saving {cli.short(run.folder / "ckpt.pt")}')
         run.saved = -math.inf
 
 
@@ -669,7 +679,7 @@ def collect(run, bar):
         record |= {'train_loss': loss, 'grad_norm': norm, 'tokens_per_second': speed}
     peak = peak_rate(run.machine.device)
     share = peak and speed * flops_per_token(run.model) / run.machine.world / peak
-    tell_progress(run.records[-1], bar, run.options.max_steps, share)
+    tell_progress(run.records[-1], bar, run.options.max_steps, time_limit(run.options), share)
     refuse_bad_steps(run, bar.write)
 
 

@@ -18,8 +18,8 @@ FAILURES = (OSError, ValueError, http.client.HTTPException)  # of a network, a U
 
 def fetch_file(url, path, sha256=None):
     """The Path of a raw file: `path`, if it is there, or where DATA_MIRROR, a folder, has it; else
-    it is fetched, from DATA_MIRROR, the beginning of a URL, or from its URL. UserError if it can't
-    be had, or has another sha256 than a given one, wherever it came from."""
+    it is fetched: from DATA_MIRROR, if that is the beginning of a URL, or from its own. UserError
+    if it can't be had, or has another sha256 than a given one, wherever it came from."""
     mirror = os.environ.get('DATA_MIRROR') or str(path.parent)
     for there in (path, Path(mirror, path.name)):
         if there.is_file():
@@ -42,6 +42,7 @@ def download(url, path, sha256=None):
     fetched again. Raises one of FAILURES, or UserError for a wrong sha256."""
     part, version = (path.with_name(f'{path.name}.{kind}') for kind in ('part', 'version'))
     part.parent.mkdir(parents=True, exist_ok=True)
+    print(f'fetching {url}', flush=True)
     while True:
         had = size_of(part)
         try:

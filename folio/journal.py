@@ -152,13 +152,13 @@ def tell_start(options, machine, parameters, tokens):
               'it is hardly seen; prepare the text with --tokenizer=char or --tokenizer=bpe:1024')
 
 
-def tell_progress(record, bar, max_steps, share):
+def tell_progress(record, bar, max_steps, max_seconds, share):
     """The last step's numbers, in the bar or, where there is none to be seen, as a line. share: the
     part of the GPU's peak that its products are (MFU), if known."""
     step, seconds = record['step'], record['seconds']
     loss = math.nan if record['train_loss'] is None else record['train_loss']
     bar.n = min(seconds, bar.total) if max_steps is None else step
-    left = int(seconds * (bar.total - bar.n) / bar.n)
+    left = int(min(seconds * (bar.total - bar.n) / bar.n, max(0, max_seconds - seconds)))
     of_peak = f' ({share:.0%} of the peak)' if share else ''
     text = (f'step {step:,}  loss {loss:.4f}  lr {record["lr"]:.1e}  '
             f'{record["tokens_per_second"]:,} tokens/s{of_peak}  {left // 60}:{left % 60:02} left')

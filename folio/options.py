@@ -56,10 +56,10 @@ def parse(cls, argv, bare=None, folder='config'):
     folder: where such files are. UserError for an unknown option, a value of the wrong type or out
     of bounds, a file that can't be run. `--help` prints the options and ends the script.
     """
-    words, fields, given = words_of(cls, argv, bare), fields_of(cls), {}
-    if {('help', 'True'), (bare, '-h')} & set(words):
+    if {'--help', '-h'} & set(argv):
         print(usage(cls))
         raise SystemExit
+    words, fields, given = words_of(cls, argv, bare), fields_of(cls), {}
     for key, text in words:
         typed = key is not None
         values = {key: text} if typed else run_file(text, fields, folder)
@@ -102,6 +102,8 @@ def words_of(cls, argv, bare=None):
         word = words.pop(0)
         key, equals, text = word.removeprefix('--').partition('=')
         if not word.startswith('--'):
+            if bare in [key for key, _ in found if key]:
+                raise UserError(f'{word}: {bare} is named twice; a text with blanks needs quotes')
             found.append((None if word.endswith('.py') else bare, word))
         elif equals or key not in fields or may_be_true(fields[key]):
             found.append((key, text if equals else 'True'))
@@ -124,7 +126,9 @@ def run_file(argument, fields, folder):
         files = {file.stem: file.relative_to(ROOT) for file in (ROOT / folder).rglob('*.py')}
         if 'input' in fields and path.exists():
             files = {path.stem: f'--input={shlex.quote(argument)}'}
-        raise UserError(f'{argument}: no such option or .py file; {did_you_mean(path.stem, files)}')
+        name = path.stem.lstrip('-').partition('=')[0]
+        advice = did_you_mean(name, files | {name: f'--{name}' for name in fields})
+        raise UserError(f'{argument}: no such option or .py file; {advice}')
     try:
         names = runpy.run_path(str(path))
     except Exception as error:  # whatever the user's code raises
@@ -154,7 +158,8 @@ def field_of(where, name, fields, typed):
 
 def did_you_mean(word, known):
     """What to do about an unknown word. known: {what may be meant: how to write it}."""
-    near = difflib.get_close_matches(NANOGPT.get(word, word), known, n=1)
+    near = [name for name in known if name.startswith(word)]
+    near = near or difflib.get_close_matches(NANOGPT.get(word, word), known, n=1)
     return f'did you mean {known[near[0]]}?' if near else '--help lists the options'
 
 
@@ -171,7 +176,8 @@ def as_type(value, kind, typed):
     if get_origin(kind) is Literal:
         return members[[str(member) for member in members].index(str(value))]
     if get_origin(kind) is list:
-        items = map(str.strip, value.split(',')) if isinstance(value, str) else value
+        items = [value] if isinstance(value, str) else value
+        items = map(str.strip, value.split(',')) if typed else items
         return [as_type(item, members[0], typed) for item in items if item != '']
     if members:
         return as_union(value, members, typed)

@@ -106,7 +106,7 @@ def reason_against(path):
     head = next(read_blocks(path), b'')[:1 << 12]
     if ending == '.json' and re.match(rb'\s*(\[|\{\s*\n)', head):
         return 'JSON that is not in lines: jq -c ".[]" makes lines of an array'
-    return BINARY if b'\0' in head else None
+    return BINARY if b'\0' in head or head.startswith(b'%PDF') else None
 
 
 def documents(paths, field, crlf=False, counts=None):

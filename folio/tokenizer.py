@@ -88,11 +88,6 @@ class Tokenizer:
             return self.encoder.decode([int(i) for i in ids], skip_special_tokens=False)
         return b''.join(self.token_bytes[i] for i in ids).decode(errors='replace')
 
-    def offsets(self, text):
-        """At which character of the text each of its tokens begins, (N,), for the kind 'json'."""
-        pairs = self.encoder.encode(text, add_special_tokens=False).offsets
-        return np.array([begin for begin, _ in pairs], np.int64)
-
     def stream(self, past=()):
         """A function from one id after another to the text that is complete with it, maybe ''.
         past: the ids before them, such as a prompt's; SentencePiece drops the space before the

@@ -170,7 +170,7 @@ def export_model(out_dir, dest):
         check_weights(state['model'], shape)
     layout = layouts.choose_layout(shape)
     if dest.exists():
-        raise UserError(f'{dest} is there already; name a folder that is not, or remove it')
+        raise UserError(f'{dest} is there already; remove it, or name a new folder')
     tensors, written = layouts.to_theirs(state['model'], layout, shape)
     with damaged(out_dir):
         contents = json_files(layouts.describe_shape(layout, written), state['tokenizer'], shape)

@@ -142,8 +142,7 @@ def count_parameters(model):
 def print_numbers(numbers):
     """A line for each number, as a person reads it."""
     forms = {'loss': '{:.4f} nats per token', 'perplexity': '{:.4f}', 'bits_per_byte': '{:.4f}',
-             'accuracy': '{:.2%}', 'top5_accuracy': '{:.2%}', 'padding': '{:.1%}',
-             'seconds': '{:.1f}'}
+             'accuracy': '{:.2%}', 'top5_accuracy': '{:.2%}', 'seconds': '{:.1f}'}
     for line in numbers.get('lines', []):
         print(f'line {line["line"]:5}  {line["loss"]:8.4f}  {line["tokens"]:6,} tokens  '
               f'{line["text"][:60]}')

@@ -87,10 +87,11 @@ def measure(model, tokens, machine, limit=None, token_bytes=None, context=None, 
     token_bytes: the length of each id's bytes, (V,). groups: each token's group, (N,); None: 0.
     """
     context = context or model.config.block_size
+    count = 1 if groups is None else int(groups.max()) + 1
     if groups is None:
         groups = torch.zeros(1, dtype=torch.int64).expand(len(tokens))
     last = min(len(tokens), limit or len(tokens)) - 1  # so many tokens have one before them
-    sums = torch.zeros(int(groups.max()) + 1, 5, dtype=torch.float64)
+    sums = torch.zeros(count, 5, dtype=torch.float64)
     training = model.training
     model.eval()
     batches = eval_batches(last, context, stride or context, model.config.vocab_size)
