@@ -1,5 +1,5 @@
-# The lowest loss that 30 minutes on two CPU cores buy on tiny Shakespeare by characters: 1.4028 over
-# all of val.bin after 2,482 steps, 7.6 million characters, on an AMD EPYC (Zen 4) in bfloat16.
+# What 30 minutes on two CPU cores buy on tiny Shakespeare by characters: 1.4028 over all of val.bin
+# after 2,482 steps, 7.6 million characters, on an AMD EPYC (Zen 4) in bfloat16.
 # nanoGPT reports 1.4697 for 10.7 million parameters on a GPU.
 dataset, out_dir = 'shakespeare_char', 'out/shakespeare_best'
 n_layer, n_head, n_embd, block_size = 6, 4, 256, 256
