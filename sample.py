@@ -31,7 +31,6 @@ from model import from_checkpoint
 LONGEST = 1 << 24  # bytes of a prompt
 
 
-
 @dataclass
 class SampleConfig:
     """What to sample from, and how."""
@@ -174,9 +173,8 @@ def text_of(file):
 
 
 def drawn(model, ids, options, tokenizer, running):
-    """[(id, probabilities of all ids), ...] for each step, of the samples that run (as in
-    GPT.generate); None for probabilities that nobody sees. UserError for logits that are no
-    numbers."""
+    """[(id, probabilities of all ids, or None if they aren't shown), ...] for each step, of the
+    samples that run, as in GPT.generate. UserError for logits that are no numbers."""
     idx = torch.tensor(ids, dtype=torch.int64, device=model.wte.weight.device)[None]
     vocab_size = min(tokenizer.vocab_size, model.config.vocab_size)
     trace = [] if options.show == 'probs' else None

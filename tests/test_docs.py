@@ -1,9 +1,11 @@
 """What the docs say of attention and draw of it, from outside the model."""
 
 import contextlib
+import importlib.util
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ENVIRONMENT, REPOSITORY, TINY
@@ -20,6 +22,7 @@ sys.path.insert(0, str(REPOSITORY / 'docs'))
 import attention
 import attention_maps
 import questions
+import sampling_speed
 
 
 def test_attention_three_ways_gives_the_same_numbers():
@@ -139,3 +142,61 @@ def test_the_scripts_of_the_docs_run_from_anywhere(tmp_path):
     result = subprocess.run([sys.executable, REPOSITORY / 'docs' / 'attention.py'], cwd=tmp_path,
                             env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.count('from explicit by at most') == 3
+
+
+# --- the speed of sampling: nanoGPT is a stand-in with the same interface --------------------
+
+SAMPLED = {'n_layer': 1, 'n_head': 2, 'n_embd': 32, 'block_size': 64, 'vocab_size': 300}
+NANOGPT = '''
+import collections
+import torch
+
+GPTConfig = collections.namedtuple(
+    'GPTConfig', 'block_size vocab_size n_layer n_head n_embd dropout bias')
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        print('number of parameters')
+
+    def generate(self, idx, count, temperature, top_k):
+        assert idx.shape == (2, 9) and top_k == 200
+'''
+
+
+@pytest.mark.parametrize('name', sampling_speed.CONTENDERS)
+def test_each_contender_draws_in_every_format_that_it_has(name, tmp_path, capsys):
+    make, module, dtypes = sampling_speed.CONTENDERS[name]
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f'needs {module}')
+    (tmp_path / 'model.py').write_text(NANOGPT)
+    for dtype in dtypes:
+        generate = make(SAMPLED, dtype, tmp_path, 2)
+        for count in (1, 5):
+            generate(np.arange(9), 2, count)
+    assert capsys.readouterr().out == ''
+
+
+def test_a_turn_takes_the_first_token_and_the_others_apart(monkeypatch):
+    asked, clock = [], iter([0.0, 2.0, 2.0, 7.0])
+    monkeypatch.setattr(sampling_speed, 'contender', lambda *facts: lambda prompt, batch, count: (
+        asked.append((len(prompt), batch, count))))
+    monkeypatch.setattr(sampling_speed.time, 'perf_counter', lambda: next(clock))
+    turn = sampling_speed.take_sampling_turn('folio', 'char', 'float32', None, 8, 32, 4)
+    assert turn == (2.0, 1.0) and asked == [(32, 8, 1), (32, 8, 4)]
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--sizes=huge'], 'no size huge; there are gpt2, char'),
+    (['--against=nowhere'], '--against=nowhere: there is no model.py')])
+def test_what_cannot_be_measured_of_sampling_is_one_line(argv, message):
+    with pytest.raises(UserError, match=message):
+        sampling_speed.main(argv)
+
+
+@pytest.mark.slow
+def test_samplers_take_turns(capsys):
+    sampling_speed.main(['--sizes=char', '--dtypes=float32', '--batches=2', '--contexts=8,300',
+                         '--tokens=3', '--rounds=1'])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith('| 2 | 8 | ') and any('| folio |' in line for line in lines)

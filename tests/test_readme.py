@@ -17,6 +17,7 @@ sys.path.insert(0, str(REPOSITORY / 'docs'))
 
 from attention_maps import MapsConfig
 from questions import QuestionConfig
+from sampling_speed import SamplingBenchConfig
 from text_speed import TextConfig
 
 from folio.options import parse
@@ -37,6 +38,7 @@ SCRIPTS = {  # the options of each, and what makes its runs short
     'tools/bench.py': (BenchConfig, None),  # None: not run here
     'docs/attention_maps.py': (MapsConfig, ''),
     'docs/text_speed.py': (TextConfig, None),
+    'docs/sampling_speed.py': (SamplingBenchConfig, None),
     'docs/questions.py': (QuestionConfig, '--seeds=1 --max_steps=2'),
 }
 SCRIPT = r'(?<![\w/.])(?:(?:tools|docs)/)?\w+\.py\b'
