@@ -66,7 +66,9 @@ class GPTConfig:
                 raise ValueError(f'{name} must be >= 1, not {getattr(self, name)}')
         for name, sound in {
                 'n_layer': 0 <= self.n_layer <= 4096, 'n_inner': self.n_inner >= 0,
-                'dropout': 0 <= self.dropout < 1, 'norm_eps': 0 <= self.norm_eps < math.inf,
+                'dropout': 0 <= self.dropout < 1,
+                'attention_dropout': 0 <= (self.attention_dropout or 0) < 1,
+                'norm_eps': 0 <= self.norm_eps < math.inf,
                 'rope_theta': 0 < self.rope_theta < math.inf}.items():
             if not sound:
                 raise ValueError(f'{name}={getattr(self, name)} is out of bounds')
@@ -101,7 +103,7 @@ class KVCache:
     """The keys and values of the tokens so far, so that each is computed once.
 
     config: a resolved GPTConfig. `length` tokens are in it; setting it to 0 empties the cache.
-    `last` is what came to the sublayers of the latest token, for token_shift.
+    `last` holds each sublayer's input for the latest token, for token_shift.
     """
 
     def __init__(self, config, batch_size, device=None, dtype=None):
@@ -122,8 +124,8 @@ class KVCache:
         return (kv[0], kv[1]) if self.length else (k, v)
 
     def token_before(self, layer, sublayer, x):
-        """What came to a sublayer of the token before x (B, T, C), zeros before the first:
-        (B, 1, C). What comes of the last one in x is kept."""
+        """A sublayer's input for the token before x (B, T, C): (B, 1, C), zeros before the first.
+        Keeps the input for x's last token."""
         before = self.last[layer, sublayer].clone()
         self.last[layer, sublayer] = x[:, -1:]
         return before.to(x.dtype) if self.length else torch.zeros_like(x[:, :1])
@@ -480,16 +482,18 @@ def draw_tokens(logits, numbers, temperature=1.0, top_k=None, top_p=None, min_p=
     drawn.
 
     temperature 0: the likeliest. top_k: one of the k likeliest. top_p: one of the fewest that are
-    together at least p likely (Holtzman et al. 2020, arXiv:1904.09751). min_p: one at least this
-    many times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082).
-    repetition_penalty: of the ids `seen` (B, T). They apply in the order of `transformers`; that
-    the k likeliest come before the temperature makes no difference, and the rest cheap.
+    together at least p likely (Holtzman et al. 2020, arXiv:1904.09751). min_p: one at least
+    min_p times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082).
+    repetition_penalty: of the ids `seen` (B, T). They apply in the order of `transformers`, but
+    top_k before the temperature: the result is the same, and the rest cheaper. V where a logit is
+    not a number.
     """
     if repetition_penalty != 1:
         logits = penalize(logits, seen, repetition_penalty)
+    broken = logits.isnan().any(dim=-1)
     if temperature == 0:
-        return logits.argmax(dim=-1)
-    ids = None
+        return logits.argmax(dim=-1).masked_fill(broken, logits.size(1))
+    ids, size = None, logits.size(1)
     if top_k is not None:
         logits, ids = logits.topk(min(top_k, logits.size(1)))
     logits = scale(logits, temperature)
@@ -497,8 +501,9 @@ def draw_tokens(logits, numbers, temperature=1.0, top_k=None, top_p=None, min_p=
         logits = keep_top_p(logits, top_p)
     if min_p is not None:
         logits = keep_min_p(logits, min_p)
-    chosen = choose(logits, numbers)
-    return chosen if ids is None else ids.gather(1, chosen[:, None])[:, 0]
+    chosen = choose(logits, numbers).clamp(max=logits.size(1) - 1)
+    chosen = chosen if ids is None else ids.gather(1, chosen[:, None])[:, 0]
+    return chosen.masked_fill(broken, size)
 
 
 def penalize(logits, seen, penalty):
@@ -544,7 +549,7 @@ def keep_min_p(logits, p):
 
 def choose(logits, numbers):
     """The index (B,) in each row of logits (B, V) at which their cumulative probability passes the
-    row's number; V where they are no numbers."""
+    row's number."""
     probs = logits.softmax(dim=-1).cumsum(dim=-1)
     numbers = torch.tensor(numbers, dtype=probs.dtype, device=probs.device)[:, None]
     numbers = numbers.clamp(max=1 - torch.finfo(probs.dtype).eps / 2)  # which rounding made 1

@@ -39,12 +39,12 @@ class SampleConfig:
     interactive: bool = False  # ask for one prompt after another
     escape: bool = False  # read \n, \t and \\ in start, as in stop
     num_samples: Annotated[int, '>= 1', '<= 65536'] = 1  # one streams, several come whole
-    max_new_tokens: Annotated[int, '>= 0'] = 500  # the length of each
+    max_new_tokens: Annotated[int, '>= 0'] = 500  # the most in each
     temperature: Annotated[float, '>= 0'] = 0.8  # below 1 likely gets likelier; 0: likeliest
     top_k: Annotated[int | None, '>= 1'] = None  # draw from the k likeliest tokens only
     top_p: Annotated[float | None, '> 0', '<= 1'] = None  # from the fewest with this probability
     min_p: Annotated[float | None, '> 0', '<= 1'] = None  # from those p times as likely as the top
-    repetition_penalty: Annotated[float, '> 0'] = 1.0  # above 1, tokens seen before get rarer
+    repetition_penalty: Annotated[float, '>= 0.01', '<= 100'] = 1.0  # above 1: fewer repetitions
     stop: Text | None = None  # end before this text, in which \n is a newline, \t a tab
     out: OutPath | None = None  # a file that the text goes to, in place of the terminal
     show: Literal['text', 'probs'] = 'text'  # probs: colours, or a list, of how likely tokens were
@@ -64,6 +64,7 @@ def main(argv):
     prompt = read_prompt(options)
     with checkpoint.damaged(options.out_dir), out_of_memory(options):
         model, tokenizer = from_checkpoint(state), Tokenizer(state['tokenizer'])
+    with out_of_memory(options):
         place(model, options, device)
     with open_out(options.out) as out:
         if prompt or not options.interactive:
@@ -80,8 +81,8 @@ def open_out(path):
 
 
 def place(model, options, device):
-    """Bring the model to its device, into the number format of the options; a CPU is asked which
-    one it reads the faster."""
+    """Bring the model to its device, into the number format of the options; on a CPU 'auto' is the
+    one that it reads faster."""
     if device.type != 'cpu':
         if options.dtype == 'int8':
             raise UserError(f'dtype=int8 works on a CPU only, not on {device}')
@@ -98,7 +99,8 @@ def converse(model, tokenizer, options, out):
     print('Ctrl-C ends a text, Ctrl-D the program', file=sys.stderr)
     for count in itertools.count():
         try:
-            prompt = typed(input('> ' if sys.stdin.isatty() else ''), options.escape)
+            watched = sys.stdin.isatty() and sys.stdout.isatty()
+            prompt = typed(input('> ' if watched else ''), options.escape)
             write(model, tokenizer, prompt, replace(options, seed=options.seed + count), out)
         except EOFError:
             return
@@ -116,13 +118,13 @@ def write(model, tokenizer, prompt, options, out):
     if len(ids) > model.config.block_size:
         print(f'the prompt has {len(ids):,} tokens; the model sees the last '
               f'{model.config.block_size:,}', file=sys.stderr)
-    texts = [make_text(tokenizer, ids, options, out) for _ in range(options.num_samples)]
-    running = [True] * len(texts)
+    samples = [make_text(tokenizer, ids, options, out) for _ in range(options.num_samples)]
+    running = [True] * len(samples)
     steps = drawn(model, ids, options, tokenizer, running)
-    if len(texts) == 1:
-        stream(steps, prompt, texts[0], out)
+    if len(samples) == 1:
+        stream(steps, prompt, samples[0], out)
     else:
-        print_all(steps, prompt, texts, running, out)
+        print_all(steps, prompt, samples, running, out)
 
 
 def make_text(tokenizer, ids, options, out):

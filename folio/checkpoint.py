@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import pickle
 import platform
 import subprocess
 import threading
@@ -133,12 +134,14 @@ def load(path):
     path = find(path)
     paths = [path / name for name in ('best.pt', *RESUMABLE)] if path.is_dir() else [path]
     if not any(path.is_file() for path in paths):
-        raise UserError(f'{short(path)}: there is no such checkpoint; train.py makes them')
+        runs = sorted({file.parent.name for file in (folio.options.ROOT / 'out').glob('*/*.pt')})
+        raise UserError(f'{short(path)}: there is no such checkpoint; in out/ there are: '
+                        f'{", ".join(runs) or "none, for train.py makes them"}')
     return load_first(paths)
 
 
 def load_first(paths):
-    """The dict in the first of the files that is there and whole; that one isn't is said."""
+    """The dict in the first of the files that is there and whole; says so if one isn't."""
     there = [path for path in paths if path.is_file()]
     for path, following in itertools.pairwise(there):
         try:
@@ -153,7 +156,10 @@ def read(path):
     with damaged(path), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of what is about to be refused
         check_zip(path)
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        try:
+            state = torch.load(path, map_location='cpu', weights_only=True)
+        except pickle.UnpicklingError:
+            raise UserError(f'{path} holds pickled code, which is not run, or is cut') from None
         check_kinds(state)
     state['config'] = OLDER | state['config']
     return state
@@ -165,13 +171,13 @@ def check_zip(path):
     with zipfile.ZipFile(path) as file:
         size = sum(item.file_size for item in file.infolist())
         if size > path.stat().st_size or file.testzip():
-            raise ValueError
+            raise ValueError('its checksums are wrong, or it grows')
 
 
 def check_kinds(state):
     """ValueError for a checkpoint's dict that lacks an entry or has one of another type than
     train.py gives it, or a number that counts nothing."""
-    if not {'model', 'config', 'tokenizer'} <= state.keys():
+    if not isinstance(state, dict) or not {'model', 'config', 'tokenizer'} <= state.keys():
         raise ValueError('it has no model, config or tokenizer')
     for name, value in state.items():
         counts = name not in COUNTS or 0 <= value < 2 ** 62  # which NaN is not

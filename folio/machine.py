@@ -44,8 +44,8 @@ class Machine:
         chosen = {'dtype': str(self.dtype).removeprefix('torch.')}
         if hasattr(options, 'compile'):
             wanted = options.compile
-            if wanted == 'auto':
-                wanted = wanted if pays_to_compile(self.device, self.dtype, seconds) else False
+            if wanted == 'auto' and not pays_to_compile(self.device, self.dtype, seconds):
+                wanted = False
             self.compiled = self.together(choose_compile, wanted, self.device,
                                           'compile' in given)
             chosen['compile'] = self.compiled
@@ -264,11 +264,13 @@ def choose_compile(option, device, required=True):
 
 def keep_compiled():
     """Have the compiler keep what it made in a folder that lasts, unless the user named one."""
+    if 'TORCHINDUCTOR_CACHE_DIR' in os.environ:
+        return
     folder = cache_folder() / 'compiled'
     with contextlib.suppress(OSError):  # then it is kept where torch does
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
-            os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(folder))
+            os.environ['TORCHINDUCTOR_CACHE_DIR'] = str(folder)
 
 
 @dataclass

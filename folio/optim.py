@@ -34,7 +34,8 @@ def make_optimizers(model, options, dtype):
 
 
 def hidden_matrices(model):
-    """The matrices of the blocks, by their names in the model."""
+    """The matrices of the blocks, by their names in the model. The shares of the token shift, a row
+    for each sublayer, learn better as one of these than as AdamW's (1.585 against 1.596)."""
     return {f'blocks.{name}': p for name, p in model.blocks.named_parameters() if p.dim() == 2}
 
 
@@ -106,7 +107,7 @@ class Muon(torch.optim.Optimizer):
         state = self.state[p]
         if 'momentum' not in state:
             state['momentum'] = torch.zeros_like(p)
-        if 'squares' not in state:  # nor have older checkpoints
+        if 'squares' not in state:  # older checkpoints lack it
             state['squares'] = torch.zeros_like(p[:, :1])
         average = state['momentum'].lerp(p.grad, 1 - momentum)
         state['momentum'] = torch.where(self.found_inf > 0, state['momentum'], average)

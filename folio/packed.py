@@ -19,15 +19,16 @@ SMALLEST = 2 ** 16  # numbers in a matrix; to call oneDNN takes longer than what
 
 def pack(model, dtype, rows=1):
     """The model, on a CPU, with its numbers in this torch.dtype and its linear layers replaced, in
-    place, by ones that are the fastest for so many rows. With torch.int8 the linear layers alone
-    are so, the rest is float32; UserError where there are no kernels for it."""
-    able = torch.backends.mkldnn.is_available()
+    place, by ones that are the fastest for so many rows, if the CPU has kernels for them.
+    torch.int8 is for the linear layers only, the rest is float32; UserError without kernels."""
+    able = torch.backends.mkldnn.is_available() and (
+        dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.int8 and not able:
         raise UserError('dtype=int8 does not work here: this torch has no oneDNN')
     model.to(torch.float32 if dtype == torch.int8 else dtype)
-    kind, smallest = functools.partial(PackedLinear, rows), SMALLEST
-    if dtype == torch.int8:
-        kind, smallest = Int8Linear, 0
+    whole = dtype == torch.int8
+    kind = Int8Linear if whole else functools.partial(PackedLinear, rows)
+    smallest = 0 if whole else SMALLEST
     for module in list(model.modules()) if able else []:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child.weight.numel() >= smallest:

@@ -28,8 +28,9 @@ MARGIN = 1.2  # how many times faster bfloat16 has to be
 SECONDS = 0.1  # that the timing takes, if not a single turn of each takes longer
 WIDEST = 1024  # beyond which products are alike
 LARGEST = 2 ** 28  # multiplications in a product
-PEAKS = {'H100 PCIe': 756e12, 'H100': 989e12, 'H200': 989e12, 'B200': 2250e12, 'A100': 312e12,
-         'A10G': 70e12, 'L40S': 362e12, 'L4': 121e12, 'RTX 4090': 165e12, 'RTX 3090': 71e12}
+PEAKS = {'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12, 'H200': 989e12,
+         'B200': 2250e12, 'A100': 312e12, 'A10G': 70e12, 'L40S': 362e12, 'L40': 181e12,
+         'L4': 121e12, 'RTX 4090': 165e12, 'RTX 3090': 71e12}
 WEIGHTS = 2 ** 25  # numbers in the weights that are read in a turn, too many for a CPU's caches
 
 
@@ -109,7 +110,7 @@ def peak_rate(device):
     """The FLOP/s of a GPU's products in bfloat16, without sparsity, by the maker's data sheet; None
     for another device."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else ''
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    return next((peak for part, peak in PEAKS.items() if re.search(rf'\b{part}\b', name)), None)
 
 
 # --- what is kept --------------------------------------------------------------------------------

@@ -51,10 +51,10 @@ SIZES = {
     'gpt2': {'n_layer': 12, 'n_head': 12, 'n_embd': 768, 'block_size': 1024, 'vocab_size': 50304,
              'batch_size': 4},
 }
-FORMATS = {f'{dtype}, {name}': {'dtype': dtype, 'compile': name == 'compiled'}
+FORMATS = {f'{dtype} {name}': {'dtype': dtype, 'compile': name == 'compiled'}
            for dtype in ('float32', 'bfloat16') for name in ('eager', 'compiled')}
 OURS = FORMATS | {'Muon': {'optimizer': 'muon'},  # these and the others in the format of --dtype
-                  'Muon, compiled': {'optimizer': 'muon', 'compile': True},
+                  'Muon compiled': {'optimizer': 'muon', 'compile': True},
                   'explicit': {}, 'sdpa': {}, 'nn.TransformerEncoder': {}}  # ways of attention
 Size, Way = Literal[tuple(SIZES)], Literal[tuple(OURS)]
 
@@ -101,7 +101,7 @@ def compare_steps(size, options, given):
               f'{work / seconds[name]:.0%} | {memory[name] / 1e9:.2f} | {ratio} |')
     best = min(seconds.keys() & FORMATS.keys(), key=seconds.get, default=None)
     if best:
-        print(f'\non this machine: {best}')
+        print(f'\nfastest on this machine: {best}')
 
 
 def take_turns(names, size, options, machine):
@@ -126,11 +126,17 @@ def take_turns(names, size, options, machine):
 def take_step(name, size, device, dtype, against):
     """(seconds, peak bytes) of a step, in the contender's process."""
     step = make_step(name, size, device, dtype, against)
+    finish(device)
     start = time.perf_counter()
     step()
+    finish(device)
+    return time.perf_counter() - start, peak_bytes(device)
+
+
+def finish(device):
+    """Wait until a GPU has done what it was asked."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start, peak_bytes(device)
 
 
 @functools.cache  # one a process
@@ -160,7 +166,7 @@ def peak_bytes(device):
 def our_step(name, shape, tokens, device, dtype):
     """A step of train.py's, with nanoGPT's network."""
     options = train.TrainConfig(**GPT2 | shape | {'optimizer': 'adamw'} | OURS.get(name, {}))
-    dtype = getattr(torch, options.dtype, dtype)  # which has no 'auto'
+    dtype = dtype if options.dtype == 'auto' else getattr(torch, options.dtype)
     if name in ATTENTION:
         model.attend = ATTENTION[name]
     network = model.GPT(options)

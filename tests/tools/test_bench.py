@@ -112,11 +112,12 @@ def test_what_cannot_be_measured_is_one_line(argv, message):
 
 @pytest.mark.slow
 def test_contenders_take_turns_and_one_that_fails_is_named(tmp_path, capsys):
-    argv = ['--ours=eager', '--rounds=2', '--device=cpu', f'--against={tmp_path}']
+    argv = ['--ours=float32 eager', '--rounds=2', '--device=cpu', f'--against={tmp_path}']
     (tmp_path / 'model.py').write_text(NANOGPT)
     bench.main(argv)
-    *_, ours, theirs = capsys.readouterr().out.splitlines()
-    assert ours.startswith('| eager |') and theirs.startswith('| nanoGPT |')
+    *_, ours, theirs, empty, best = capsys.readouterr().out.splitlines()
+    assert not empty and best == 'fastest on this machine: float32 eager'
+    assert ours.startswith('| float32 eager |') and theirs.startswith('| nanoGPT |')
     assert theirs.endswith('| 1.00 |')
     (tmp_path / 'model.py').write_text(NANOGPT.replace('print(', 'raise ValueError('))
     with pytest.raises(UserError, match='nanogpt_cpu: nanoGPT failed: number of parameters'):
