@@ -158,8 +158,10 @@ def read(path):
         check_zip(path)
         try:
             state = torch.load(path, map_location='cpu', weights_only=True)
-        except pickle.UnpicklingError:
-            raise UserError(f'{path} holds pickled code, which is not run, or is cut') from None
+        except pickle.UnpicklingError as error:
+            if 'GLOBAL' in str(error):  # what torch calls a function or class
+                raise UserError(f'{path} holds pickled code, which is not run') from None
+            raise
         check_kinds(state)
     state['config'] = OLDER | state['config']
     return state

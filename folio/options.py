@@ -56,10 +56,10 @@ def parse(cls, argv, bare=None, folder='config'):
     folder: where such files are. UserError for an unknown option, a value of the wrong type or out
     of bounds, a file that can't be run. `--help` prints the options and ends the script.
     """
-    if {'--help', '-h'} & set(argv):
+    words, fields, given = words_of(cls, argv, bare), fields_of(cls), {}
+    if {('help', 'True'), (bare, '-h')} & set(words):
         print(usage(cls))
         raise SystemExit
-    words, fields, given = words_of(cls, argv, bare), fields_of(cls), {}
     for key, text in words:
         typed = key is not None
         values = {key: text} if typed else run_file(text, fields, folder)
@@ -109,7 +109,7 @@ def words_of(cls, argv, bare=None):
             found.append((key, text if equals else 'True'))
         elif words and not words[0].startswith('--'):
             found.append((key, words.pop(0)))
-        else:
+        elif '--help' not in words:
             raise UserError(f'--{key} needs a value: --{key}=VALUE')
     return found
 
@@ -158,7 +158,7 @@ def field_of(where, name, fields, typed):
 
 def did_you_mean(word, known):
     """What to do about an unknown word. known: {what may be meant: how to write it}."""
-    near = [name for name in known if name.startswith(word)]
+    near = [name for name in known if len(word) > 2 and name.startswith(word)]
     near = near or difflib.get_close_matches(NANOGPT.get(word, word), known, n=1)
     return f'did you mean {known[near[0]]}?' if near else '--help lists the options'
 

@@ -529,7 +529,7 @@ def test_shards_with_and_without_a_header_are_read_as_one(tmp_path):
 def test_a_shard_that_is_shorter_than_its_header_says_is_refused(tmp_path):
     shard(tmp_path / 'a.bin', range(10))
     (tmp_path / 'a.bin').write_bytes((tmp_path / 'a.bin').read_bytes()[:-2])
-    with pytest.raises(UserError, match='a.bin is half made.* 10 tokens'):
+    with pytest.raises(UserError, match='a.bin is half made.* 10 ids'):
         Tokens([tmp_path / 'a.bin'], '<u2', 50)
 
 

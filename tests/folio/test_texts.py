@@ -55,7 +55,7 @@ def test_a_kind_is_known_by_its_ending_in_any_case_of_letters(tmp_path, name):
 
 @pytest.mark.parametrize('name, content, message', [
     ('a.csv', b'a,b', 'a table: turn it into JSON lines'), ('a.TAR.GZ', None, 'unpack it'),
-    ('a.pdf', b'', 'export it'), ('a', b'%PDF-1.4\n%\xe2', 'export it as plain text'),
+    ('a.pdf', b'', 'export it'), ('a', b'%PDF-1.4\n%\xe2', 'export it as text'),
     ('a', PNG, 'a picture'), ('a.docx', b'', 'export it'), ('a', b'a\0b', 'packed data'),
     ('a', None, 'unpack it'), ('a.txt', 'text'.encode('utf-16'), 'iconv -f UTF-16'),
     ('a.txt.gz', gzip.compress(b'a\0', mtime=0), 'packed data'),
