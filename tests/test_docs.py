@@ -97,7 +97,8 @@ def test_the_maps_are_drawn_and_what_cannot_be_is_one_line(home):
 def test_each_question_trains_its_variants_and_leaves_the_model_as_it_was(
         home, capsys, monkeypatch, question):
     original = [model.attend, model.Attention, model.Block.forward, model.GPT.__init__]
-    monkeypatch.setattr(questions, 'BASE', [*TINY, '--n_head=2', '--position=learned'])
+    monkeypatch.setattr(questions, 'BASE', [*TINY, '--n_head=2', '--position=learned',
+                                            '--token_shift=False'])
     monkeypatch.setattr(questions, 'DATASET', 'tiny')
     questions.main([f'--question={question}', '--seeds=1,2', '--max_steps=2'])
     rows = capsys.readouterr().out.splitlines()
