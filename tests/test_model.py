@@ -389,8 +389,13 @@ def test_no_number_draws_what_has_no_probability(number):
     assert 300 <= choose(logits, [number]).item() < 700
 
 
-def test_no_number_is_drawn_from_logits_that_are_no_numbers():
-    assert choose(torch.full((2, 5), math.nan), [0.1, 0.9]).tolist() == [5, 5]
+@pytest.mark.parametrize('options', [{}, {'temperature': 0}, {'top_k': 3}, {'top_p': 0.5},
+                                     {'min_p': 0.1}], ids=str)
+def test_no_number_is_drawn_from_logits_that_are_no_numbers(options):
+    logits = torch.zeros(2, 7)
+    logits[1, 4] = math.nan
+    sound, broken = draw_tokens(logits, [0.5, 0.5], **options).tolist()
+    assert sound < 7 and broken == 7
 
 
 def test_the_same_seed_draws_the_same_text():

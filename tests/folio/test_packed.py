@@ -21,6 +21,8 @@ def make(bias=True):
 @pytest.mark.parametrize('dtype', ERRORS)
 @torch.no_grad()
 def test_a_packed_model_computes_what_it_did(dtype, bias, monkeypatch):
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip('needs a CPU with bfloat16 kernels')
     monkeypatch.setattr(packed, 'SMALLEST', 0)
     x = torch.randn(3, 5, 64)
     expected = make(bias)(x)
@@ -45,3 +47,16 @@ def test_without_kernels_the_layers_stay_and_int8_is_refused(monkeypatch):
     assert isinstance(pack(make(), torch.bfloat16)[0], nn.Linear)
     with pytest.raises(UserError, match='dtype=int8 does not work here'):
         pack(make(), torch.int8)
+
+
+@torch.no_grad()
+def test_a_cpu_without_kernels_for_bfloat16_keeps_torchs_layers(monkeypatch):
+    def refuse(*arguments):
+        raise RuntimeError('bf16 path needs the cpu support')
+    monkeypatch.setattr(packed, 'SMALLEST', 0)
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: False)
+    monkeypatch.setattr(packed, 'PackedLinear', refuse)
+    model = pack(make(), torch.bfloat16)
+    assert isinstance(model[0], nn.Linear) and model[0].weight.dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match='bf16 path'):  # float32 is packed there as well
+        pack(make(), torch.float32)
