@@ -197,6 +197,13 @@ def test_of_a_folder_of_other_things_a_run_alone_is_moved(tmp_path, other):
     assert not (folder / 'ckpt.pt').exists()
 
 
+def test_an_older_checkpoint_has_no_token_shift_and_a_newer_one_keeps_its_own(tmp_path):
+    state = {'model': {}, 'config': {}, 'tokenizer': None}
+    for config, expected in (({}, False), ({'token_shift': True}, True)):
+        checkpoint.save(state | {'config': config}, tmp_path / 'ckpt.pt')
+        assert checkpoint.load(tmp_path / 'ckpt.pt')['config']['token_shift'] is expected
+
+
 def test_a_converted_model_is_not_put_away(tmp_path):
     checkpoint.save({'model': {}}, tmp_path / 'ckpt.pt')
     with pytest.raises(UserError, match='no run made; name another out_dir'):
