@@ -34,6 +34,15 @@ def test_a_packed_model_computes_what_it_did(dtype, bias, monkeypatch):
 
 
 @torch.no_grad()
+def test_a_single_row_in_bfloat16_is_the_row_of_many():
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip('needs a CPU with bfloat16 kernels')
+    model, x = pack(make(), torch.bfloat16), torch.randn(4, 1, 64, dtype=torch.bfloat16)
+    alone = torch.cat([model(row[None]) for row in x])
+    assert torch.allclose(alone, model(x), atol=0.02) and torch.backends.mkldnn.enabled
+
+
+@torch.no_grad()
 def test_int8_rounds_each_token_by_itself():
     model, x = pack(make(), torch.int8), torch.randn(6, 64)
     x[3] *= 1000
