@@ -7,7 +7,7 @@
         ...
 
 The letters of the shapes: B batch, T time, S time with the cached past, C channels (n_embd),
-H heads, K key/value heads, D head size (C / H), V vocabulary.
+H heads, K key/value heads, D head size, V vocabulary.
 """
 
 import dataclasses
@@ -28,8 +28,9 @@ class GPTConfig:
     block_size: Annotated[int, '>= 1'] = 256  # the context: the most tokens it sees at once
     vocab_size: Annotated[int | None, '>= 1'] = None  # None: the tokenizer's
     n_layer: Annotated[int, '>= 0', '<= 4096'] = 4  # 0: a bigram model, of embedding and head
-    n_head: Annotated[int, '>= 1'] = 2  # heads of attention; each has n_embd / n_head channels
+    n_head: Annotated[int, '>= 1'] = 2  # heads of attention
     n_kv_head: Annotated[int | None, '>= 1'] = None  # of keys and values, shared; None: n_head
+    head_size: Annotated[int | None, '>= 1'] = None  # channels of a head; None: n_embd / n_head
     n_embd: Annotated[int, '>= 1'] = 128  # channels
     n_inner: Annotated[int | None, '>= 0'] = None  # of the MLP; None: 4 n_embd, swiglu 8/3 n_embd
     position: Literal['learned', 'rope', 'none'] = 'rope'  # how a token knows its place
@@ -51,13 +52,19 @@ class GPTConfig:
         config = dataclasses.replace(self, n_kv_head=self.n_kv_head or self.n_head,
                                      n_inner=self.n_inner or self.derived_n_inner())
         config.check_bounds()
-        for name, by in (('n_embd', 'n_head'), ('n_head', 'n_kv_head')):
-            if getattr(config, name) % getattr(config, by):
-                raise ValueError(f'{name}={getattr(config, name)} is not divisible by '
-                                 f'{by}={getattr(config, by)}')
+        config.check_divisible('n_head', 'n_kv_head')
+        if config.head_size is None:
+            config.check_divisible('n_embd', 'n_head')
+            config.head_size = config.n_embd // config.n_head
         if config.position == 'rope':
-            config.check_rope(config.n_embd // config.n_head)
+            config.check_rope()
         return config
+
+    def check_divisible(self, name, by):
+        """ValueError unless one of these fields is a multiple of the other."""
+        if getattr(self, name) % getattr(self, by):
+            raise ValueError(f'{name}={getattr(self, name)} is not divisible by '
+                             f'{by}={getattr(self, by)}')
 
     def check_bounds(self):
         """ValueError for a number that is impossible by itself; no option may have brought it."""
@@ -66,6 +73,7 @@ class GPTConfig:
                 raise ValueError(f'{name} must be >= 1, not {getattr(self, name)}')
         for name, sound in {
                 'n_layer': 0 <= self.n_layer <= 4096, 'n_inner': self.n_inner >= 0,
+                'head_size': self.head_size is None or self.head_size >= 1,
                 'dropout': 0 <= self.dropout < 1,
                 'attention_dropout': 0 <= (self.attention_dropout or 0) < 1,
                 'norm_eps': 0 <= self.norm_eps < math.inf,
@@ -73,14 +81,13 @@ class GPTConfig:
             if not sound:
                 raise ValueError(f'{name}={getattr(self, name)} is out of bounds')
 
-    def check_rope(self, head_size):
+    def check_rope(self):
         """ValueError for heads that can't be rotated, or too large a table of angles."""
-        if head_size % 2:
-            raise ValueError('position=rope needs an even head size, not n_embd / n_head = '
-                             f'{head_size}')
-        if self.block_size * head_size > 2 ** 27:
-            raise ValueError(f'block_size={self.block_size} x n_embd={self.n_embd} / n_head='
-                             f'{self.n_head} is above 2^27, too much for a table of RoPE')
+        if self.head_size % 2:
+            raise ValueError(f'position=rope needs an even head_size, not {self.head_size}')
+        if self.block_size * self.head_size > 2 ** 27:
+            raise ValueError(f'block_size={self.block_size} x head_size={self.head_size} is above '
+                             '2^27, too much for a table of RoPE')
 
     def derived_n_inner(self):
         """The MLP's channels: 4 n_embd. SwiGLU has three matrices for two, so as many weights take
@@ -103,15 +110,13 @@ class KVCache:
     """The keys and values of the tokens so far, so that each is computed once.
 
     config: a resolved GPTConfig. `length` tokens are in it; setting it to 0 empties the cache.
-    `last` holds each sublayer's input for the latest token, for token_shift.
+    `last` holds each sublayer's input for the latest token, (B, 1, C), for token_shift.
     """
 
     def __init__(self, config, batch_size, device=None, dtype=None):
-        head_size = config.n_embd // config.n_head
-        shape = (config.n_layer, 2, batch_size, config.n_kv_head, 0, head_size)
+        shape = (config.n_layer, 2, batch_size, config.n_kv_head, 0, config.head_size)
         self.kv = torch.zeros(shape, device=device, dtype=dtype)  # (layers, 2, B, K, room, D)
-        self.last = torch.zeros((config.n_layer, 2, batch_size, 1, config.n_embd), device=device,
-                                dtype=dtype)  # (layers, sublayers, B, 1, C)
+        self.last = {}
         self.limit, self.length = config.block_size, 0
 
     def update(self, layer, k, v):
@@ -126,9 +131,9 @@ class KVCache:
     def token_before(self, layer, sublayer, x):
         """A sublayer's input for the token before x (B, T, C): (B, 1, C), zeros before the first.
         Keeps the input for x's last token."""
-        before = self.last[layer, sublayer].clone()
+        before = self.last[layer, sublayer] if self.length else torch.zeros_like(x[:, :1])
         self.last[layer, sublayer] = x[:, -1:]
-        return before.to(x.dtype) if self.length else torch.zeros_like(x[:, :1])
+        return before
 
     def reserve(self, end):
         """Make room for `end` tokens, by whole blocks."""
@@ -139,7 +144,8 @@ class KVCache:
 
     def select(self, rows):
         """Keep these rows of the batch, a list; one may be there several times."""
-        self.kv, self.last = self.kv[:, :, rows], self.last[:, :, rows]
+        self.kv = self.kv[:, :, rows]
+        self.last = {sublayer: x[rows] for sublayer, x in self.last.items()}
 
 
 def make_norm(config, size):
@@ -203,16 +209,16 @@ class Attention(nn.Module):
         if self.dropout is None:
             self.dropout = config.dropout
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
-        self.head_size = config.n_embd // config.n_head
+        self.head_size = config.head_size
         channels = (self.n_head + 2 * self.n_kv_head) * self.head_size
         self.qkv = nn.Linear(config.n_embd, channels, bias=config.bias)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(self.n_head * self.head_size, config.n_embd, bias=config.bias)
         self.proj.residual = True  # it adds to the residual stream, so it starts narrower
         self.q_norm = make_norm(config, self.head_size) if config.qk_norm else nn.Identity()
         self.k_norm = make_norm(config, self.head_size) if config.qk_norm else nn.Identity()
 
     def forward(self, x, rope, cache):
-        B, T, C = x.shape
+        B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2K, T, D)
         q, k, v = qkv.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -221,7 +227,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
         y = attend(q.to(k.dtype), k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
-        return self.proj(y.transpose(1, 2).reshape(B, T, C).to(x.dtype))
+        return self.proj(y.transpose(1, 2).flatten(2).to(x.dtype))
 
 
 class MLP(nn.Module):
@@ -341,7 +347,7 @@ class GPT(nn.Module):
 
     def rope_table(self):
         """Cosines and sines of each position's angles: (2, block_size, D/2)."""
-        head_size = self.config.n_embd // self.config.n_head
+        head_size = self.config.head_size
         frequencies = self.config.rope_theta ** (-torch.arange(0, head_size, 2) / head_size)
         angles = torch.arange(self.config.block_size)[:, None] * frequencies
         return torch.stack((angles.cos(), angles.sin()))
@@ -389,37 +395,32 @@ class GPT(nn.Module):
         Of a longer text the last block_size tokens are seen; when the next one does not fit, the
         last max(1, block_size // 2) are kept and encoded again.
         """
-        rows = list(range(len(idx) * samples))  # the samples in the batch
-        running = running or [True] * len(rows)
-        ids = torch.full((len(rows),), -1, device=idx.device)
-        streams = [random.Random(f'{seed}, {row}') for row in rows]
-        texts = Texts(self, idx, use_cache)
-        for step in range(max_new_tokens):
+        texts = Texts(self, idx, samples, seed, use_cache)
+        running = running or [True] * len(texts.rows)
+        for _ in range(max_new_tokens):
             with torch.inference_mode():
-                logits = texts.logits()[:, :vocab_size].float()  # (B, V)
-                if step == 0:  # a prompt is read once for all its samples
-                    logits = logits.repeat_interleave(samples, dim=0)
-                    texts.select([row // samples for row in rows])
-                numbers = [streams[row].random() for row in rows]
-                tokens = draw_tokens(logits, numbers, temperature, seen=texts.idx, **filters)
+                logits = texts.logits()[:, :vocab_size].float()  # (running samples, V)
+                tokens = draw_tokens(logits, texts.numbers(), temperature, seen=texts.idx,
+                                     **filters)
                 texts.append(tokens)
             if trace is not None:
                 trace.append(logits)
-            yield ids.index_copy(0, torch.tensor(rows, device=idx.device), tokens)
-            kept = [n for n, row in enumerate(rows) if running[row]]
-            if not kept:
+            yield texts.spread(tokens)
+            texts.keep(running)
+            if not texts.rows:
                 return
-            if len(kept) < len(rows):
-                rows = [rows[n] for n in kept]
-                texts.select(kept)
 
 
 class Texts:
-    """The ids (B, T) of texts that grow, and what a GPT has computed of them."""
+    """The texts that a GPT writes, `samples` of each row of a prompt, and what it has computed of
+    them. rows: the numbers of the samples that run; idx: their ids (rows, T), at first those of the
+    prompt; streams: the random numbers of each sample."""
 
-    def __init__(self, model, idx, use_cache=True):
+    def __init__(self, model, idx, samples=1, seed=0, use_cache=True):
         self.model, self.limit, weight = model, model.config.block_size, model.wte.weight
-        self.idx = idx[:, -self.limit:]
+        self.idx, self.samples = idx[:, -self.limit:], samples
+        self.rows = list(range(len(idx) * samples))
+        self.streams = [random.Random(f'{seed}, {row}') for row in self.rows]
         self.cache = None
         if use_cache:
             on_cpu = weight.device.type == 'cpu'  # whose attention is slow in bfloat16
@@ -427,9 +428,22 @@ class Texts:
             self.cache = KVCache(model.config, len(idx), weight.device, dtype)
 
     def logits(self):
-        """The logits (B, V) of the next ids."""
+        """The logits (rows, V) of the next ids; a prompt is read once for all its samples."""
         new = self.idx[:, self.cache.length:] if self.cache else self.idx
-        return self.model.lm_head(self.model.hidden(new, self.cache)[:, -1])
+        logits = self.model.lm_head(self.model.hidden(new, self.cache)[:, -1])
+        if len(logits) == len(self.rows):
+            return logits
+        self.select([row // self.samples for row in self.rows])
+        return logits.repeat_interleave(self.samples, dim=0)
+
+    def numbers(self):
+        """The next random number of each sample that runs, a list."""
+        return [self.streams[row].random() for row in self.rows]
+
+    def spread(self, tokens):
+        """The ids (B,) of all samples, -1 for those that have ended, of tokens (rows,)."""
+        ids = torch.full((len(self.streams),), -1, device=tokens.device)
+        return ids.index_copy(0, torch.tensor(self.rows, device=tokens.device), tokens)
 
     def append(self, tokens):
         """Take the next ids (B,); where they don't fit, keep the later half of the texts."""
@@ -438,6 +452,13 @@ class Texts:
             self.idx = self.idx[:, -max(1, self.limit // 2):]
             if self.cache:
                 self.cache.length = 0
+
+    def keep(self, running):
+        """Go on with the samples for which the list `running` has a true value."""
+        kept = [n for n, row in enumerate(self.rows) if running[row]]
+        if len(kept) < len(self.rows):
+            self.rows = [self.rows[n] for n in kept]
+            self.select(kept)
 
     def select(self, rows):
         """Keep these texts, a list; one may be there several times."""

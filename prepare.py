@@ -33,7 +33,14 @@ import folio.options
 from folio import texts
 from folio.cli import UserError, import_library, launched, locked, progress_bar, run, short
 from folio.options import InPath, command
-from folio.tokenizer import Tokenizer, code_points, name_of, tiktoken_spec, train_bpe
+from folio.tokenizer import (
+    Tokenizer,
+    code_points,
+    json_spec,
+    name_of,
+    tiktoken_spec,
+    train_bpe,
+)
 
 SPLITS = ('train', 'val')
 UNFINISHED = ('train.bin.tmp', 'val.bin.tmp', 'meta.json.tmp', 'stdin.tmp')
@@ -57,7 +64,7 @@ class PrepareConfig:
     max_files: Annotated[int | None, '>= 1'] = None  # of the URLs only the first; None: all
     field: str = 'text'  # of JSON lines, and column of Parquet files
     crlf: bool = False  # keep the line ends \r\n of plain text, which else become \n
-    tokenizer: str = 'char'  # char, byte, gpt2 or another of tiktoken's, bpe:N: learned
+    tokenizer: str = 'char'  # char, byte, gpt2 or another of tiktoken's, bpe:N, FILE.json
     max_vocab: Annotated[int | None, '>= 2'] = None  # char: rarer ones are one unknown; None: no
     val_fraction: Annotated[float, '> 0', '< 1'] = 0.1  # of the documents, or of the text
     workers: Annotated[int | None, '>= 1', '<= 1024'] = None  # threads; None: one for each core
@@ -117,6 +124,8 @@ def known_spec(name):
         import_library('tokenizers', 'to learn a vocabulary')  # before anything is fetched
     if size or name == 'char':
         return None
+    if name.endswith('.json'):
+        return json_spec(folio.options.find(name))
     return {'kind': 'byte'} if name == 'byte' else tiktoken_spec(name)
 
 

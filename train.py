@@ -443,7 +443,7 @@ def flops_per_token(model):
     config = model.config
     layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     weights = sum(layer.weight.numel() for layer in layers)
-    return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size
+    return 6 * weights + 12 * config.n_layer * config.n_head * config.head_size * config.block_size
 
 
 # --- evaluation ----------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ RUN_FILES = (*RESUMABLE, 'best.pt', 'log.jsonl', 'samples.txt', 'loss.png')
 KINDS = {'model': dict, 'config': dict, 'tokenizer': dict | None, 'optimizers': list,
          'scaler': dict | None, 'best_loss': float, 'tracker': str | None, 'data': dict | None,
          'versions': dict}
-OLDER = {'token_shift': False}  # options that older files lack, and what they meant
+OLDER = {'token_shift': False, 'head_size': None}  # options that older files lack: their meaning
 COUNTS = ('step', 'sequences', 'seconds', 'evaluated')
 
 

@@ -146,7 +146,8 @@ def tiktoken_spec(name):
     import tiktoken
     names = ['char', 'byte', *tiktoken.list_encoding_names()]
     if name not in names:
-        raise UserError(f'no tokenizer {name!r}; there are {", ".join(names)} and bpe:N')
+        raise UserError(f'no tokenizer {name!r}; there are {", ".join(names)}, bpe:N and the path '
+                        'of a tokenizer.json')
     try:
         encoding = tiktoken.get_encoding(name)
     except Exception as error:  # whatever the network, the cache's folder or a cut file bring
@@ -154,6 +155,16 @@ def tiktoken_spec(name):
                         'connect once, or set TIKTOKEN_CACHE_DIR to a folder that has it; '
                         '--tokenizer=byte and --tokenizer=char need no download') from None
     return bpe_spec(name, encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
+
+
+def json_spec(path):
+    """The dict of the tokenizer.json at this path; UserError if it can't be read."""
+    import_library('tokenizers', f'the tokenizer {path}')
+    try:
+        return {'kind': 'json', 'name': path.resolve().parent.name,
+                'json': path.read_text(encoding='utf-8')}
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8
+        raise UserError(f'the tokenizer {path} can\'t be read: {error}') from None
 
 
 def train_bpe(texts, vocab_size):

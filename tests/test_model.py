@@ -30,6 +30,7 @@ SHAPES = [dict(zip(('position', 'norm', 'mlp', 'n_kv_head', 'qk_norm', 'bias', '
                                           ('gelu', 'gelu_erf', 'swiglu', 'relu2', 'none'),
                                           (None, 1, 2), *4 * [(True, False)])][::13]
 BIGRAM = dict(n_layer=0, position='none', tied=False)
+WIDE_HEADS = dict(n_head=3, n_kv_head=1, head_size=14)
 
 
 def make(**shape):
@@ -44,7 +45,7 @@ def some_ids(*shape):
     return torch.randint(50, shape, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize('shape', [*SHAPES, BIGRAM], ids=str)
+@pytest.mark.parametrize('shape', [*SHAPES, BIGRAM, WIDE_HEADS], ids=str)
 def test_cached_logits_equal_uncached_ones_and_never_see_what_follows(shape):
     model, idx = make(**shape), some_ids(2, 16)
     with torch.no_grad():
@@ -89,6 +90,12 @@ def test_the_loss_is_the_mean_cross_entropy_and_ignores_minus_one():
 def test_a_bigram_sees_one_token_only():
     model, idx = make(**BIGRAM), some_ids(1, 8)
     assert torch.allclose(model(idx)[:, -1], model(idx[:, -1:])[:, -1], atol=1e-5)
+
+
+def test_a_model_of_wide_heads_has_as_many_channels_in_each():
+    attention = make(**WIDE_HEADS).blocks[0].attention
+    assert attention.qkv.weight.shape == ((3 + 2 * 1) * 14, 32)
+    assert attention.proj.weight.shape == (32, 3 * 14)
 
 
 def test_grouped_queries_with_as_many_groups_as_heads_are_multi_head_attention():
@@ -241,7 +248,8 @@ def test_explicit_attention_and_sdpa_are_the_same(heads, key_heads):
 @pytest.mark.parametrize('shape, message', [
     ({'n_embd': 30}, 'n_embd=30 is not divisible by n_head=4'),
     ({'n_kv_head': 3}, 'n_head=4 is not divisible by n_kv_head=3'),
-    ({'n_embd': 36, 'n_head': 4}, 'even head size'), ({'dropout': 1.0}, 'dropout'),
+    ({'n_embd': 36}, 'even head_size, not 9'), ({'dropout': 1.0}, 'dropout'),
+    ({'head_size': 0}, 'head_size=0'), ({'head_size': 2 ** 24}, 'block_size=16 x head_size='),
     ({'block_size': 0}, 'block_size'), ({'vocab_size': None}, 'vocab_size'),
     ({'n_layer': -1}, 'n_layer=-1'), ({'mlp': 'relu3'}, 'mlp=relu3'),
 ])

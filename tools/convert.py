@@ -70,6 +70,8 @@ def import_model(source, out_dir):
     config = dataclasses.asdict(shape) | {'dataset': None, 'out_dir': str(folder)}
     save({'model': weights, 'config': config, 'tokenizer': spec, 'step': 0, 'sequences': 0,
           'seconds': 0.0, 'best_loss': math.inf}, folder / 'ckpt.pt')
+    if spec:  # for prepare.py --tokenizer=, to train the model further
+        (folder / 'tokenizer.json').write_text(json.dumps(hf_tokenizer.to_json(spec)))
     layers = f'{shape.n_layer} layers of {shape.n_embd:,} channels, context {shape.block_size:,}'
     print(f'{cli.short(folder / "ckpt.pt")}: {layers}, {name_of(spec)}')
 

@@ -55,8 +55,8 @@ LLAMA = Layout(
     keys={'vocab_size': 'vocab_size', 'tied': 'tie_word_embeddings',
           'block_size': 'max_position_embeddings', 'n_layer': 'num_hidden_layers',
           'n_head': 'num_attention_heads', 'n_kv_head': 'num_key_value_heads',
-          'n_embd': 'hidden_size', 'n_inner': 'intermediate_size', 'norm_eps': 'rms_norm_eps',
-          'bias': 'attention_bias'},
+          'n_embd': 'hidden_size', 'head_size': 'head_dim', 'n_inner': 'intermediate_size',
+          'norm_eps': 'rms_norm_eps', 'bias': 'attention_bias'},
     absent={'tied': False, 'norm_eps': 1e-6, 'bias': False},
     fixed={},
     always={'norm_weight': True},
@@ -71,7 +71,7 @@ LLAMA = Layout(
 QWEN3 = dataclasses.replace(
     LLAMA, architecture='Qwen3ForCausalLM',
     holds=LLAMA.holds | {'qk_norm': True, 'bias': False},
-    absent={'tied': False, 'norm_eps': 1e-6, 'bias': False},
+    absent={'tied': False, 'norm_eps': 1e-6, 'bias': False, 'head_size': 128},
     fixed={'use_sliding_window': False, 'attention_bias': False})
 NANOCHAT = dataclasses.replace(
     QWEN3, architecture='NanoChatForCausalLM',
@@ -96,7 +96,7 @@ def read_shape(description):
     layout = LAYOUTS[name]
     check_fixed(layout, description)
     values = read_keys(layout, description)
-    check_heads_and_biases(description, values)
+    check_biases(description, values)
     activation = description.get(layout.activation_key, [*layout.activations][0])
     values |= {'mlp': layout.activations[activation], 'rope_theta': read_theta(description)}
     return GPTConfig(**layout.holds | layout.always | values).resolved()
@@ -121,13 +121,8 @@ def read_keys(layout, description):
     return values
 
 
-def check_heads_and_biases(description, values):
-    """UserError where heads are not n_embd / n_head wide, or only some linear layers have
-    biases."""
-    head_size = description.get('head_dim') or 128 * (description['model_type'] == 'qwen3')
-    if head_size and head_size * values['n_head'] != values['n_embd']:
-        raise UserError(f'a head size of {head_size} is not read, for it is not n_embd / n_head = '
-                        f'{values["n_embd"]} / {values["n_head"]}')
+def check_biases(description, values):
+    """UserError where only some linear layers have biases."""
     if description['model_type'] == 'llama' and values['bias'] != bool(description.get('mlp_bias')):
         raise UserError('attention_bias and mlp_bias differ: either all linear layers have '
                         'biases, or none')
@@ -160,6 +155,8 @@ def obstacles(name, shape):
     wrong = {option: getattr(shape, option) != value for option, value in layout.holds.items()}
     wrong |= {'mlp': shape.mlp not in layout.activations.values(), 'n_layer': shape.n_layer == 0,
               'n_kv_head': shape.n_kv_head != shape.n_head and 'n_kv_head' not in layout.keys,
+              'head_size': (shape.head_size * shape.n_head != shape.n_embd
+                            and 'head_size' not in layout.keys),
               'norm_eps': name == 'nanochat' and not shape.norm_eps}  # for_nanochat divides by it
     return [option for option in wrong if wrong[option]]
 
@@ -177,8 +174,7 @@ def describe_shape(name, shape):
         description['n_ctx'] = shape.block_size  # which llama.cpp's converter asks for
     else:
         description |= {
-            'head_dim': shape.n_embd // shape.n_head, 'mlp_bias': shape.bias,
-            'rope_theta': shape.rope_theta,
+            'mlp_bias': shape.bias, 'rope_theta': shape.rope_theta,
             'rope_parameters': {'rope_type': 'default', 'rope_theta': shape.rope_theta}}
     return description
 
@@ -261,7 +257,7 @@ def for_nanochat(tensors, shape):
     norms is `small` times ours, with small^2 times our eps, which cancel. The error is of the
     order of small^2, below float32's.
     """
-    small, half = 2.0 ** -12, shape.n_embd // shape.n_head // 2
+    small, half = 2.0 ** -12, shape.head_size // 2
     for name, tensor in tensors.items():
         if name.endswith(('q_proj.weight', 'k_proj.weight')):
             halves = tensor.unflatten(0, (-1, 2, half))  # (H, 2, D/2, C)

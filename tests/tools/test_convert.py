@@ -4,11 +4,13 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import warnings
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,7 +44,9 @@ OUT = {
     'without biases': GPT2 | {'bias': False}, 'bare norms': GPT2 | {'norm_weight': False},
     'Llama': LLAMA, 'Llama grouped': LLAMA | {'n_kv_head': 1, 'n_inner': 24, 'tied': False},
     'Llama with biases': LLAMA | {'bias': True, 'norm_weight': False},
-    'Qwen3': QWEN3, 'Qwen3 grouped': QWEN3 | {'n_kv_head': 2, 'norm_weight': False}}
+    'Qwen3': QWEN3, 'Qwen3 grouped': QWEN3 | {'n_kv_head': 2, 'norm_weight': False},
+    'Qwen3 of wide heads': QWEN3 | {'head_size': 16},
+    'Llama of wide heads': LLAMA | {'head_size': 10}}
 SMALL = {'vocab_size': 70, 'max_position_embeddings': 256, 'num_hidden_layers': 2,
          'num_attention_heads': 4, 'hidden_size': 32}
 MODERN = SMALL | {'intermediate_size': 40, 'num_key_value_heads': 2}
@@ -51,7 +55,8 @@ IN = {
     'gpt2 with the exact gelu': SMALL | {'activation_function': 'gelu'},
     'llama': MODERN | {'tie_word_embeddings': True, 'rope_theta': 5e5}, 'llama untied': MODERN,
     'llama with biases': MODERN | {'attention_bias': True, 'mlp_bias': True},
-    'qwen3': MODERN | {'head_dim': 8, 'tie_word_embeddings': True, 'rms_norm_eps': 1e-5}}
+    'qwen3': MODERN | {'head_dim': 8, 'tie_word_embeddings': True, 'rms_norm_eps': 1e-5},
+    'qwen3 of wide heads': MODERN | {'head_dim': 16}}
 
 
 def randomize(model):
@@ -183,7 +188,7 @@ def test_the_models_of_the_configurations_export(tmp_path, monkeypatch, name, ki
     assert layouts.LAYOUTS[layouts.choose_layout(shape)].architecture.startswith(kind)
     ours = save_ours({key: getattr(shape, key) for key in SHAPE} | {
         'n_embd': 32, 'n_head': 4, 'n_kv_head': 4 * shape.n_kv_head // shape.n_head,
-        'n_inner': None, 'vocab_size': 300, 'block_size': 256}, {'kind': 'byte'})
+        'head_size': None, 'n_inner': None, 'vocab_size': 300, 'block_size': 256}, {'kind': 'byte'})
     assert_same(ours, export(), vocab_size=256)
     description = json.loads((tmp_path / 'theirs/config.json').read_text())
     assert name != 'gpt2' or description['n_ctx'] == 256  # which llama.cpp's converter reads
@@ -402,6 +407,21 @@ def test_without_huggingface_hub_the_message_says_what_to_install(tmp_path, monk
         convert.main(['--from=gpt2', '--out_dir=ours'])
 
 
+def test_a_model_from_elsewhere_is_trained_further_on_text_in_its_own_tokens(
+        home, capsys):
+    pytest.importorskip('tokenizers')
+    Path('book.txt').write_text('To be, or not to be. ' * 300)
+    spec = train_bpe(['To be, or not to be. '], 270)
+    save_theirs('qwen3 of wide heads', vocab_size=300)
+    Path('theirs/tokenizer.json').write_text(json.dumps(to_json(spec)))
+    convert.main(['--from=theirs', '--out_dir=out/qwen3'])
+    prepare.main(['--input=book.txt', '--tokenizer=out/qwen3/tokenizer.json', '--name=book'])
+    train.main(['--dataset=book', '--init_from=out/qwen3', '--max_steps=3', '--batch_size=2',
+                '--block_size=32', '--log_interval=1', '--optimizer=adamw'])
+    losses = [float(loss) for loss in re.findall(r'step \d  loss (\S+)', capsys.readouterr().out)]
+    assert losses[-1] < losses[0]
+
+
 # --- what cannot be converted --------------------------------------------------------------------
 
 def change(folder, name='config.json', **changes):
@@ -416,8 +436,8 @@ def change(folder, name='config.json', **changes):
     ('llama', {'rope_parameters': None, 'rope_scaling': {'type': 'linear'}}, 'scaled RoPE.*linear'),
     ('llama', {'rope_parameters': 'linear'}, "theirs/config.json can't be read: "),
     ('llama', {'rope_parameters': {'rope_theta': None}}, "theirs/config.json can't be read: "),
-    ('llama', {'head_dim': 16}, 'head size of 16 .* 32 / 4'),
-    ('qwen3', {'head_dim': 'gone'}, 'head size of 128'),
+    ('llama', {'head_dim': 16}, r'q_proj.weight is \(32, 32\).* should be \(64, 32\)'),
+    ('llama', {'head_dim': 7}, 'needs an even head_size, not 7'),
     ('qwen3', {'use_sliding_window': True}, 'use_sliding_window=True'),
     ('llama', {'hidden_act': 'gelu'}, 'hidden_act=gelu is not read, only silu'),
     ('llama', {'mlp_bias': True}, 'attention_bias and mlp_bias differ'),

@@ -101,9 +101,13 @@ def test_an_older_description_has_rope_theta_by_itself():
 
 def test_heads_of_qwen3_have_128_channels_unless_it_says_otherwise():
     qwen3 = LLAMA | {'qk_norm': True}
-    assert layouts.read_shape(described('qwen3', [], **qwen3)).qk_norm
-    with pytest.raises(UserError, match='a head size of 128 is not read'):
-        layouts.read_shape(described('qwen3', ['head_dim'], **qwen3))
+    assert layouts.read_shape(described('qwen3', [], **qwen3)).head_size == 8
+    assert layouts.read_shape(described('qwen3', ['head_dim'], **qwen3)).head_size == 128
+
+
+def test_gpt2_has_no_room_for_heads_of_another_size():
+    with pytest.raises(UserError, match="gpt2's is the nearest, but head_size=16 stands"):
+        layouts.choose_layout(resolved(**GPT2 | {'head_size': 16}))
 
 
 def test_the_nearest_layout_has_the_activation():
