@@ -25,15 +25,16 @@ def pack(model, dtype, rows=1):
         dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.int8 and not able:
         raise UserError('dtype=int8 does not work here: this torch has no oneDNN')
-    model.to(torch.float32 if dtype == torch.int8 else dtype)
     whole = dtype == torch.int8
+    numbers = torch.float32 if whole else dtype
     kind = Int8Linear if whole else functools.partial(PackedLinear, rows)
     smallest = 0 if whole else SMALLEST
     for module in list(model.modules()) if able else []:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child.weight.numel() >= smallest:
+                child.to(numbers)  # one after another, which takes less memory
                 setattr(module, name, kind(child.weight.detach(), child.bias))
-    return model
+    return model.to(numbers)
 
 
 class PackedLinear(nn.Module):
