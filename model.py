@@ -469,11 +469,17 @@ class Texts:
 
 def from_checkpoint(state):
     """The GPT of a checkpoint's dict, on the CPU, in eval mode. state: 'config' has the options of
-    SHAPE, 'model' the weights; KeyError or ValueError where they don't fit."""
+    SHAPE, 'model' the weights, which become its own, in their number format; KeyError or ValueError
+    where they don't fit."""
     config = GPTConfig(**{name: state['config'][name] for name in SHAPE})
     check_weights(state['model'], config)
-    model = GPT(config)
-    model.load_state_dict(state['model'])
+    with torch.device('meta'):  # where tensors take no memory
+        model = GPT(config)
+    model.load_state_dict(state['model'], assign=True)
+    if config.tied:
+        model.lm_head.weight = model.wte.weight
+    if config.position == 'rope':
+        model.rope = model.rope_table()
     return model.eval()
 
 

@@ -15,9 +15,11 @@ text has the lowest hashes, else the end of the whole text.
 import contextlib
 import functools
 import hashlib
+import io
 import itertools
 import json
 import os
+import pickle
 import re
 import sys
 import time
@@ -572,9 +574,12 @@ def load_meta(path):
 
 
 def foreign_meta(folder):
-    """What stands for meta.json where there is none: GPT-2's vocabulary, if it can be had."""
+    """What stands for meta.json where there is none: the characters in nanoGPT's meta.pkl, or else
+    GPT-2's vocabulary, if it can be had."""
     if (folder / 'meta.pkl').exists():
-        raise UserError(f"{folder} has nanoGPT's meta.pkl, which is not read; prepare it again")
+        spec = read_characters(folder / 'meta.pkl')
+        return {'tokenizer': spec, 'vocab_size': len(spec['chars']), 'dtype': 'uint16',
+                'tokens': {}}
     print(f"{folder} has no meta.json: its tokens are taken as GPT-2's (50,257 ids)")
     meta = {'tokenizer': None, 'vocab_size': 50257, 'dtype': 'uint16', 'tokens': {}}
     try:
@@ -582,6 +587,31 @@ def foreign_meta(folder):
     except UserError as error:
         print(f'no samples and no bits per byte: {error}')
     return meta
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads texts, numbers and what holds them, but no function or class, which might run."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f'it names {module}.{name}')
+
+
+def read_characters(path):
+    """The tokenizer's dict of nanoGPT's meta.pkl: of as many characters as its vocab_size, in the
+    order of their ids; UserError for a file that holds anything else."""
+    data = path.read_bytes()
+    try:
+        meta = PlainUnpickler(io.BytesIO(data)).load()
+        chars = ''.join(sorted(meta['stoi'], key=meta['stoi'].get))
+        ids = {char: i for i, char in enumerate(chars)}
+        sound = chars.encode() and meta == {
+            'vocab_size': len(chars), 'stoi': ids, 'itos': dict(enumerate(chars))}
+    except Exception:  # whatever a broken pickle raises
+        sound = False
+    if not sound:
+        raise UserError(f"{path} holds more or other things than nanoGPT's characters, and is not "
+                        'read; prepare the data again with prepare.py')
+    return {'kind': 'char', 'chars': chars}
 
 
 def open_split(folder, split, meta):

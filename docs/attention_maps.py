@@ -35,7 +35,7 @@ class MapsConfig:
 def main(argv):
     options, _ = parse(MapsConfig, argv, bare='out_dir')
     state = checkpoint.load(options.out_dir)
-    network = model.from_checkpoint(state)
+    network = model.from_checkpoint(state).float()
     if state['tokenizer'] is None:
         raise UserError(f'{options.out_dir} has no tokenizer')
     if not network.config.n_layer:

@@ -137,34 +137,42 @@ def load(path):
         runs = sorted({file.parent.name for file in (folio.options.ROOT / 'out').glob('*/*.pt')})
         raise UserError(f'{short(path)}: there is no such checkpoint; in out/ there are: '
                         f'{", ".join(runs) or "none, for train.py makes them"}')
-    return load_first(paths)
+    return load_first(paths, mmap=True)
 
 
-def load_first(paths):
-    """The dict in the first of the files that is there and whole; says so if one isn't."""
+def load_first(paths, mmap=False):
+    """The dict in the first of the files that is there and whole; says so if one isn't. mmap: its
+    tensors are parts of the file, which take memory as they are read."""
     there = [path for path in paths if path.is_file()]
     for path, following in itertools.pairwise(there):
         try:
-            return read(path)
+            return read(path, mmap)
         except (UserError, OSError) as error:
             print(f'{error}; {following.name} is taken in its place')
-    return read(there[-1])
+    return read(there[-1], mmap)
 
 
-def read(path):
+def read(path, mmap=False):
     """The dict in a file; UserError if it is cut, or no checkpoint."""
-    with damaged(path), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of what is about to be refused
-        check_zip(path)
-        try:
-            state = torch.load(path, map_location='cpu', weights_only=True)
-        except pickle.UnpicklingError as error:
-            if 'GLOBAL' in str(error):  # what torch calls a function or class
-                raise UserError(f'{path} holds pickled code, which is not run') from None
-            raise
+    with damaged(path):
+        state = unpickle(path, mmap)
         check_kinds(state)
     state['config'] = OLDER | state['config']
     return state
+
+
+def unpickle(path, mmap):
+    """What is in a file that torch.save wrote; mmap: as in load_first. UnpicklingError for code,
+    and others if it is cut."""
+    check_zip(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of what is about to be refused
+        try:
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
+        except pickle.UnpicklingError as error:
+            if 'GLOBAL' in str(error):  # what torch calls a function or class
+                raise pickle.UnpicklingError('it holds pickled code, which is not run') from None
+            raise
 
 
 def check_zip(path):

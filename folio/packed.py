@@ -27,7 +27,7 @@ def pack(model, dtype, rows=1):
         dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.int8 and not able:
         raise UserError('dtype=int8 does not work here: this torch has no oneDNN')
-    model.to(torch.float32 if dtype == torch.int8 else dtype)
+    numbers = torch.float32 if dtype == torch.int8 else dtype
     kind, smallest = functools.partial(PackedLinear, rows), SMALLEST
     if dtype == torch.int8:
         kind, smallest = Int8Linear, 0
@@ -36,8 +36,9 @@ def pack(model, dtype, rows=1):
     for module in list(model.modules()) if able else []:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child.weight.numel() >= smallest:
+                child.to(numbers)  # one after another, which takes less memory
                 setattr(module, name, kind(child.weight.detach(), child.bias))
-    return model
+    return model.to(numbers)
 
 
 class PackedLinear(nn.Module):

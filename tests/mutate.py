@@ -45,6 +45,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('keepdim=True) + math.log(p)', 'keepdim=True) - 1'),
         ('[q, kv, kv]', '[q + 2 * kv]'),
         ('return model.eval()', 'return model'),
+        ('        model.lm_head.weight = model.wte.weight\n', '        pass\n'),
     ],
     'train.py': [
         ('x ^ (x >> 30)', 'x'),
@@ -109,6 +110,8 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ("counts['unknown'] += np.count_nonzero(ids == tokenizer.unknown)", 'pass'),
         ('count < 0 or size != offset + count * dtype.itemsize', 'count < 0'),
         ("set(re.findall(r'\\w+|[^\\w\\s]+', text)) - seen", "set(re.findall(r'\\w+', text))"),
+        ("raise pickle.UnpicklingError(f'it names", "return super().find_class(module, name)  # ("),
+        ('sound = chars.encode() and meta ==', 'sound = chars.encode() or meta =='),
     ],
     'folio/optim.py': [
         ('betas=(options.beta1, options.beta2)', 'betas=(options.beta2, options.beta1)'),
@@ -259,7 +262,8 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
     ],
     'tools/layouts.py': [
         ("absent={'tied': True, 'norm_eps': 1e-5}", "absent={'tied': True, 'norm_eps': 1e-6}"),
-        ("'gelu': 'gelu_erf'}", "'gelu': 'gelu'}"),
+        ("'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_erf'}", "'gelu_new': 'gelu', 'gelu': 'gelu'}"),
+        ("    activations={'gelu': 'gelu_erf'})", "    activations={'gelu': 'gelu'})"),
         ("'mlp.gate_proj mlp.up_proj'", "'mlp.up_proj mlp.gate_proj'"),
         ('always={\'norm_weight\': True, \'bias\': True}', 'always={\'bias\': True}'),
         ("float(key.endswith('weight'))", '1.0'),
@@ -283,12 +287,23 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
     ],
     'tools/convert.py': [
         ('if size > shape.vocab_size', 'if size > 2 * shape.vocab_size'),
-        ('        shutil.rmtree(folder, ignore_errors=True)\n', ''),
+        ('        shutil.rmtree(path, ignore_errors=True)\n', ''),
         ('allow_patterns=HUB_FILES', 'allow_patterns=None'),
         ("'split_special_tokens': True", "'split_special_tokens': False"),
         ("if settings.get('tokenizer_class') in GPT2_CLASSES:", 'if True:'),
         ("folder / Path(name).name", 'folder / name'),
         ('if dest.exists():', 'if dest.is_file():'),
+        ("key.removeprefix('_orig_mod.')", 'key'),
+        ('max_shard_size=LARGEST', "max_shard_size='5GB'"),
+        ("| {'dtype': dtype}", "| {'dtype': 'float32'}"),
+        ('in (50257, 50304)', '== 50257'),
+        ('            path.unlink()\n', '            pass\n'),
+    ],
+    'tools/gguf_file.py': [
+        ('.transpose(1, 2).flatten(0, 2)', '.flatten(0, 2)'),
+        ('        return tensor.T\n', '        return tensor\n'),
+        ("(cut == 'llama-bpe') and", "(cut == 'llama-bpe') and False and"),
+        ('CONTROL if token.special else', 'NORMAL if token.special else'),
     ],
     'tools/bench.py': [
         ('windows[:, 1:].contiguous()', 'windows[:, :-1].contiguous()'),

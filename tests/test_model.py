@@ -175,6 +175,20 @@ def test_a_model_comes_back_from_a_checkpoints_dict_in_eval_mode():
     assert torch.equal(again(some_ids(2, 8)), model.eval()(some_ids(2, 8)))
 
 
+@pytest.mark.parametrize('tied', [True, False])
+def test_a_model_out_of_a_checkpoint_has_its_weights_in_their_number_format(tied):
+    model = make(tied=tied)
+    for p in model.parameters():
+        p.data = p.bfloat16().float()
+    weights = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
+    state = {'model': weights, 'config': vars(model.config)}
+    again = from_checkpoint(state)
+    assert again.wte.weight.data_ptr() == state['model']['wte.weight'].data_ptr()
+    assert (again.lm_head.weight is again.wte.weight) == tied
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    assert torch.equal(again.float()(some_ids(2, 8)), model(some_ids(2, 8)))
+
+
 def test_stacked_matrices_are_those_of_qkv_and_of_swiglu():
     model = GPT(GPTConfig(**SMALL | {'n_kv_head': 2, 'mlp': 'swiglu', 'n_inner': 24}))
     heights = model.stacked_matrices()

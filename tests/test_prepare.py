@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import os
+import pickle
 import subprocess
 import sys
 import zlib
@@ -21,7 +22,7 @@ import prepare
 from folio import texts
 from folio.cli import UserError
 from folio.tokenizer import Tokenizer, tiktoken_spec
-from prepare import Tokens, open_corpus
+from prepare import Tokens, open_corpus, read_characters
 
 
 def read(folder):
@@ -617,9 +618,52 @@ def test_files_without_meta_are_taken_as_gpt2(home, capsys):
         np.arange(200, dtype='<u2').tofile(folder / name)
     assert open_corpus('foreign')[2]['vocab_size'] == 50257
     assert "taken as GPT-2's" in capsys.readouterr().out
-    (folder / 'meta.pkl').write_bytes(b'')
-    with pytest.raises(UserError, match='meta.pkl'):
-        open_corpus('foreign')
+
+
+NANOGPT = {'vocab_size': 3, 'stoi': {'\n': 0, 'é': 1, 'Z': 2}, 'itos': {0: '\n', 1: 'é', 2: 'Z'}}
+
+
+def test_files_of_nanogpt_have_the_characters_of_their_meta_pkl(home):
+    folder = home / 'data' / 'foreign'
+    folder.mkdir()
+    for name in ('train.bin', 'val.bin'):
+        np.array([2, 1, 0] * 30, '<u2').tofile(folder / name)
+    (folder / 'meta.pkl').write_bytes(pickle.dumps(NANOGPT))
+    train, _, meta = open_corpus('foreign')
+    assert (len(train), meta['vocab_size']) == (90, 3)
+    assert Tokenizer(meta['tokenizer']).decode(train.read(0, 4)) == 'Zé\nZ'
+
+
+class Harm:
+    """What a hostile pickle would do."""
+
+    def __reduce__(self):
+        return os.mkdir, ('harm',)
+
+
+@pytest.mark.parametrize('content', [
+    Harm(), NANOGPT | {'more': Harm()}, NANOGPT | {'vocab_size': np.int64(3)},
+    NANOGPT | {'more': 1}, NANOGPT | {'vocab_size': 4}, {'vocab_size': 3}, [],
+    NANOGPT | {'itos': {0: 'é', 1: '\n', 2: 'Z'}}, NANOGPT | {'stoi': {'\n': 0, 'é': 1, 'Z': 1}},
+    'stoi', {'stoi': [], 'itos': []},
+    {'vocab_size': 1, 'stoi': {'ab': 0}, 'itos': {0: 'ab'}},
+    {'vocab_size': 0, 'stoi': {}, 'itos': {}}, {'vocab_size': 1, 'stoi': {0: 0}, 'itos': {0: 0}},
+    {'vocab_size': 1, 'stoi': {'\ud800': 0}, 'itos': {0: '\ud800'}}])
+def test_a_meta_pkl_that_holds_anything_else_is_refused_and_not_run(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / 'meta.pkl'
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(UserError, match='meta.pkl holds .*; prepare the data again') as error:
+        read_characters(path)
+    assert not (tmp_path / 'harm').exists() and '\n' not in str(error.value)
+
+
+def test_a_meta_pkl_cut_anywhere_is_one_line(tmp_path):
+    whole = pickle.dumps(NANOGPT)
+    for size in range(len(whole)):
+        (tmp_path / 'meta.pkl').write_bytes(whole[:size])
+        with pytest.raises(UserError, match='prepare the data again'):
+            read_characters(tmp_path / 'meta.pkl')
 
 
 def test_a_vocabulary_above_65536_takes_four_bytes(home):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import pickle
 import platform
 import re
 import shutil
@@ -323,6 +324,20 @@ def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
     assert (folder / 'loss.png').read_bytes().startswith(b'\x89PNG')
     assert re.search(r'best validation loss: \d\.\d{4}', printed)
     assert 'sample.py --out_dir=out/tiny' in printed and '0:00 left' in printed
+
+
+def test_a_data_folder_of_nanogpt_s_trains_with_its_characters(home):
+    folder, chars = home / 'data' / 'nano', ' abc'
+    folder.mkdir()
+    for name in ('train.bin', 'val.bin'):
+        np.tile(np.arange(4, dtype='<u2'), 100).tofile(folder / name)
+    (folder / 'meta.pkl').write_bytes(pickle.dumps({
+        'vocab_size': 4, 'itos': dict(enumerate(chars)),
+        'stoi': {char: i for i, char in enumerate(chars)}}))
+    train.main([*TINY, '--dataset=nano', '--max_steps=2', '--out_dir=run'])
+    assert checkpoint.load('run')['tokenizer'] == {'kind': 'char', 'chars': chars}
+    (record,) = [record for record in read_log(home / 'run') if 'val_loss' in record]
+    assert abs(record['bits_per_byte'] - record['val_loss'] / math.log(2)) < 1e-3
 
 
 @pytest.mark.parametrize('seconds, evaluated', [(16, [8, 16]), (17, [8, 17]), (18, [8, 16, 18])])

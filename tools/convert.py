@@ -1,10 +1,13 @@
-"""Checkpoints out of other people's weights, and folders for other people's tools.
+"""Checkpoints out of other people's weights, and files for other people's tools.
 
     python tools/convert.py --from=gpt2 --out_dir=out/gpt2
+    python tools/convert.py --from=../nanoGPT/out-shakespeare-char/ckpt.pt
     python tools/convert.py --out_dir=out/shakespeare_char --to=hf --dest=shakespeare_hf
+    python tools/convert.py --out_dir=out/gpt2 --to=gguf --dest=gpt2.gguf
 
-In come GPT-2's weights and Llama-shaped ones, as a checkpoint for sample.py, tools/evaluate.py and
-train.py --init_from; out goes a folder that transformers loads.
+In come GPT-2's weights, Llama-shaped ones and nanoGPT's, as a checkpoint for sample.py,
+tools/evaluate.py and train.py --init_from; out goes a folder that transformers loads, or a file for
+llama.cpp.
 """
 
 import contextlib
@@ -24,47 +27,51 @@ from folio import cli  # first of all, for then an interrupt while torch is load
 
 # isort: split
 import folio.options
-from folio.checkpoint import damaged, load, move_old_run, save
+from folio.checkpoint import damaged, load, move_old_run, save, unpickle
 from folio.cli import UserError, first_line, import_library
-from folio.options import OutPath
-from folio.tokenizer import Tokenizer, name_of
+from folio.options import InPath, OutPath
+from folio.tokenizer import Tokenizer, name_of, tiktoken_spec
 from model import SHAPE, GPTConfig, check_weights
-from tools import hf_tokenizer, layouts
+from prepare import read_characters
+from tools import gguf_file, hf_tokenizer, layouts
 
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 HUB_FILES = ['config.json', 'tokenizer.json', 'vocab.json', 'merges.txt', 'tokenizer_config.json',
              INDEX, WEIGHTS, 'model-*.safetensors']
+LARGEST = 5 * 10 ** 9  # bytes in a file of weights; a larger model is split
 GPT2_CLASSES = (None, 'GPT2Tokenizer', 'GPT2TokenizerFast')  # in a tokenizer_config.json
 
 
 @dataclass
 class ConvertConfig:
     """What to convert, and where to."""
-    from_: str | None = None  # gpt2, gpt2-medium, -large, -xl, a name on the hub, or a folder
+    from_: str | None = None  # gpt2, another name on the hub, a folder, or nanoGPT's ckpt.pt
+    meta: InPath | None = None  # nanoGPT's meta.pkl; None: that of the ckpt.pt's data set
     out_dir: OutPath | None = None  # the checkpoint, which --from makes (out/NAME) and --to reads
-    to: Literal['hf'] | None = None  # hf: a folder that transformers, vLLM and others load
-    dest: OutPath | None = None  # that folder, which is made
+    to: Literal['hf', 'gguf'] | None = None  # hf: a folder for transformers, vLLM and others
+    dest: OutPath | None = None  # that folder, or the file for llama.cpp, which is made
 
 
 def main(argv):
     """Convert in the direction that the options name."""
     options, _ = folio.options.parse(ConvertConfig, argv)
     if options.from_ and not options.to:
-        import_model(options.from_, options.out_dir)
+        import_model(options)
     elif options.to and options.out_dir and options.dest and not options.from_:
-        export_model(options.out_dir, Path(os.path.expanduser(options.dest)))
+        export_model(options.out_dir, options.to, Path(os.path.expanduser(options.dest)))
     else:
-        raise UserError('give either --from=gpt2 (or a folder), or --to=hf with the checkpoint '
-                        '--out_dir=DIR and the folder to be made --dest=DIR')
+        raise UserError('give either --from=gpt2 (or a folder), or --to=hf or --to=gguf with the '
+                        'checkpoint --out_dir=DIR and what is to be made --dest=PATH')
 
 
 # --- in ------------------------------------------------------------------------------------------
 
-def import_model(source, out_dir):
-    """Make a checkpoint in out_dir of a folder, or of the hub's files called `source`."""
-    name = Path(source).resolve().name
-    folder = Path(os.path.expanduser(out_dir)) if out_dir else folio.options.ROOT / 'out' / name
-    shape, weights, spec = read_model(source, name)
+def import_model(options):
+    """Make a checkpoint in out_dir of nanoGPT's, of a folder, or of a model of the hub."""
+    source = folio.options.find(options.from_).resolve()
+    name = source.parent.name if source.is_file() else source.name
+    folder = Path(os.path.expanduser(options.out_dir or folio.options.ROOT / 'out' / name))
+    shape, weights, spec = read_source(options, source, name)
     move_old_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = dataclasses.asdict(shape) | {'dataset': None, 'out_dir': str(folder)}
@@ -76,6 +83,22 @@ def import_model(source, out_dir):
     print(f'{cli.short(folder / "ckpt.pt")}: {layers}, {name_of(spec)}')
 
 
+def read_source(options, source, name):
+    """(resolved GPTConfig, state_dict, tokenizer's dict or None) of what --from means; UserError
+    for a tokenizer that has more ids than the model."""
+    if options.meta and not source.is_file():
+        raise UserError(f'--meta goes with a checkpoint of nanoGPT, not with {options.from_}')
+    if source.is_file():
+        shape, weights, spec = read_nanogpt(source, options.meta)
+    else:
+        shape, weights, spec = read_model(options.from_, name)
+    with reading(options.from_):
+        size = Tokenizer(spec).vocab_size if spec else 0
+        if size > shape.vocab_size:
+            raise UserError(f'its tokenizer has {size:,} ids, its model {shape.vocab_size:,}')
+    return shape, weights, spec
+
+
 def read_model(source, name):
     """(resolved GPTConfig, state_dict, tokenizer's dict or None) of a folder or a model's name."""
     folder = folio.options.find(source)
@@ -85,10 +108,37 @@ def read_model(source, name):
         shape = layouts.read_shape(description)
     spec, tensors = read_tokenizer(folder, name), read_tensors(folder)
     with reading(folder):
-        size = Tokenizer(spec).vocab_size if spec else 0
-        if size > shape.vocab_size:
-            raise UserError(f'its tokenizer has {size:,} ids, its model {shape.vocab_size:,}')
         return shape, layouts.to_ours(tensors, description['model_type'], shape), spec
+
+
+def read_nanogpt(path, meta):
+    """(resolved GPTConfig, state_dict, tokenizer's dict or None) of nanoGPT's ckpt.pt."""
+    with reading(path):
+        state = unpickle(path, mmap=True)
+        if not {'model', 'model_args'} <= state.keys():
+            raise UserError('this is no checkpoint of nanoGPT, which has model and model_args')
+        shape = layouts.read_shape(state['model_args'] | {'model_type': 'nanogpt'})
+        tensors = {key.removeprefix('_orig_mod.'): tensor  # torch.compile's
+                   for key, tensor in state['model'].items()}
+        weights = layouts.to_ours(tensors, 'nanogpt', shape)
+        dataset = str(state.get('config', {}).get('dataset'))
+    beside = path.parent.parent / 'data' / dataset / 'meta.pkl'  # as in a checkout of nanoGPT
+    return shape, weights, nanogpt_tokenizer(meta or beside, bool(meta), shape)
+
+
+def nanogpt_tokenizer(meta, named, shape):
+    """The tokenizer's dict for a meta.pkl; where none is there, unless the user named it, GPT-2's
+    if the vocabulary is as large, or None, which is said."""
+    meta = folio.options.find(meta)
+    if named or meta.exists():
+        return read_characters(meta)
+    try:
+        if shape.vocab_size in (50257, 50304):  # as it is, or padded
+            return tiktoken_spec('gpt2')
+        reason = f'there is no {meta}, and {shape.vocab_size} ids are not those of GPT-2'
+    except UserError as error:
+        reason = error
+    print(f'the model comes without a tokenizer (--meta=PATH names a meta.pkl): {reason}')
 
 
 @contextlib.contextmanager
@@ -164,36 +214,74 @@ def weight_files(folder):
 
 # --- out -----------------------------------------------------------------------------------------
 
-def export_model(out_dir, dest):
-    """Write the checkpoint of out_dir as the folder dest, whole or not at all."""
+def export_model(out_dir, to, dest):
+    """Write the checkpoint of out_dir as dest, whole or not at all."""
     state = load(out_dir)
     with damaged(out_dir):
         shape = GPTConfig(**{name: state['config'][name] for name in SHAPE}).resolved()
         check_weights(state['model'], shape)
-    layout = layouts.choose_layout(shape)
+        layout = layouts.choose_layout(shape)
     if dest.exists():
-        raise UserError(f'{dest} is there already; remove it, or name a new folder')
-    tensors, written = layouts.to_theirs(state['model'], layout, shape)
-    with damaged(out_dir):
-        contents = json_files(layouts.describe_shape(layout, written), state['tokenizer'], shape)
-    write_folder(dest, contents, tensors)
+        raise UserError(f'{dest} is there already; remove it, or name a new one')
+    write = write_gguf if to == 'gguf' else write_hf
+    write(dest, out_dir, state, layout, shape)
     print(f'{dest}: {layouts.LAYOUTS[layout].architecture}, {name_of(state["tokenizer"])}')
 
 
+def write_gguf(dest, out_dir, state, layout, shape):
+    """Write a checkpoint's dict, of this layout and resolved GPTConfig, as a file for llama.cpp."""
+    import_library('gguf', '--to=gguf')
+    with damaged(out_dir):
+        values = gguf_file.gguf_values(layout, shape, state['tokenizer'])
+        tensors = gguf_file.to_gguf(state['model'], layout, shape)
+    with whole(dest) as path:
+        gguf_file.save_gguf(path, layout, tensors, values)
+
+
+def write_hf(dest, out_dir, state, layout, shape):
+    """Write a checkpoint's dict, of this layout and resolved GPTConfig, as a folder for
+    transformers."""
+    tensors, written = layouts.to_theirs(state['model'], layout, shape)
+    dtype = str(state['model']['wte.weight'].dtype).removeprefix('torch.')
+    with damaged(out_dir):
+        description = layouts.describe_shape(layout, written) | {'dtype': dtype}
+        contents = json_files(description, state['tokenizer'], shape)
+    write_folder(dest, contents, tensors)
+
+
 def write_folder(dest, contents, tensors):
-    """Write JSON contents, by file name, and tensors as the folder dest, which is not there;
-    UserError where that fails, and nothing is left of it."""
-    library = import_library('safetensors.torch', 'tools/convert.py')
-    folder = Path(f'{dest}.tmp')
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    """Write JSON contents, by file name, and tensors, those of more than LARGEST bytes as several
+    files, as the folder dest."""
+    library = import_library('safetensors.torch', '--to=hf')
+    split = import_library('huggingface_hub', '--to=hf').split_state_dict_into_shards_factory(
+        tensors, get_storage_size=lambda tensor: tensor.nbytes, max_shard_size=LARGEST,
+        filename_pattern='model{suffix}.safetensors')
+    if split.is_sharded:
+        contents = contents | {INDEX: {'metadata': split.metadata,
+                                       'weight_map': split.tensor_to_filename}}
+    with whole(dest) as folder:
+        folder.mkdir(exist_ok=True)
         for file, content in contents.items():
             text = json.dumps(content, indent=None if file == 'tokenizer.json' else 2)
             (folder / file).write_text(text, encoding='utf-8')
-        library.save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
-        os.replace(folder, dest)
-    except Exception as error:  # a full disk, of which the library has its own
-        shutil.rmtree(folder, ignore_errors=True)
+        for file, names in split.filename_to_tensors.items():
+            library.save_file({name: tensors[name].contiguous() for name in names}, folder / file,
+                              metadata={'format': 'pt'})
+
+
+@contextlib.contextmanager
+def whole(dest):
+    """A temporary path, to write dest there, which then gets its name; UserError where writing
+    fails, and nothing is left of it."""
+    path = Path(f'{dest}.tmp')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield path
+        os.replace(path, dest)
+    except Exception as error:  # a full disk, of which libraries have their own
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it was a folder, or never there
+            path.unlink()
         raise UserError(f'{dest} could not be written (is the disk full?): {first_line(error)}'
                         ) from None
 

@@ -110,7 +110,7 @@ def read_checkpoint(options, given):
     state = load(options.out_dir)
     options = inherit(options, given, state['config'], fixed=[], names=['dtype', 'dataset'])
     with damaged(options.out_dir):
-        model = from_checkpoint(state)
+        model = from_checkpoint(state).float()
         tokenizer = Tokenizer(state['tokenizer']) if state['tokenizer'] else None
         if tokenizer and tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(f'its tokenizer has {tokenizer.vocab_size:,} ids, its model '

@@ -1,5 +1,5 @@
 """How transformers' architectures describe and name what a GPT holds: the weights of `gpt2`,
-`llama` and `qwen3` both ways, of `nanochat` on the way out.
+`llama` and `qwen3` both ways, of `nanochat` on the way out, of nanoGPT on the way in.
 
     shape = read_shape(description)  # of a dict such as config.json's
     state = to_ours(tensors, description['model_type'], shape)  # and back: to_theirs
@@ -15,6 +15,7 @@ from folio import options
 from folio.cli import UserError
 from model import GPT, GPTConfig
 
+FORMATS = (torch.float32, torch.bfloat16, torch.float16)  # that weights keep
 BUFFERS = r'\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$'  # constants that old files hold
 
 
@@ -80,8 +81,17 @@ NANOCHAT = dataclasses.replace(
     always={'tied': False},  # for_nanochat makes the embedding smaller than the head
     activations={'relu2': 'relu2'},
     names=LLAMA.names | {'mlp.up': 'mlp.fc1', 'mlp.proj': 'mlp.fc2'})
-LAYOUTS = {'gpt2': GPT2, 'llama': LLAMA, 'qwen3': QWEN3, 'nanochat': NANOCHAT}
-READABLE = ['gpt2', 'llama', 'qwen3']
+NANOGPT = dataclasses.replace(  # which is described by the model_args of its checkpoints
+    GPT2, architecture='GPT',
+    keys={name: name for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd',
+                                  'bias')},
+    absent={'bias': True},
+    fixed={},
+    always={'norm_weight': True},
+    activations={'gelu': 'gelu_erf'})
+LAYOUTS = {'gpt2': GPT2, 'llama': LLAMA, 'qwen3': QWEN3, 'nanochat': NANOCHAT, 'nanogpt': NANOGPT}
+READABLE = ['gpt2', 'llama', 'qwen3', 'nanogpt']
+WRITABLE = ['gpt2', 'llama', 'qwen3', 'nanochat']
 
 
 # --- shapes --------------------------------------------------------------------------------------
@@ -140,8 +150,8 @@ def read_theta(description):
 def choose_layout(shape):
     """The name of the layout that holds a resolved GPTConfig; UserError with the options in its way
     if none does."""
-    wrong = {name: obstacles(name, shape) for name in LAYOUTS}
-    name = min(LAYOUTS, key=lambda name: ('mlp' in wrong[name], len(wrong[name])))
+    wrong = {name: obstacles(name, shape) for name in WRITABLE}
+    name = min(WRITABLE, key=lambda name: ('mlp' in wrong[name], len(wrong[name])))
     if wrong[name]:
         values = ', '.join(f'{option}={getattr(shape, option)}' for option in wrong[name])
         raise UserError(f'no layout of transformers holds this model; {name}\'s is the nearest, '
@@ -165,7 +175,7 @@ def describe_shape(name, shape):
     """The dict of config.json for a resolved GPTConfig in the layout called `name`."""
     layout = LAYOUTS[name]
     description = {'model_type': name, 'architectures': [layout.architecture],
-                   'pad_token_id': None, 'dtype': 'float32'} | layout.fixed
+                   'pad_token_id': None} | layout.fixed
     description |= {key: getattr(shape, option) for option, key in layout.keys.items()}
     description[layout.activation_key] = next(
         theirs for theirs, ours in layout.activations.items() if ours == shape.mlp)
@@ -208,21 +218,21 @@ def module_names(layout, module):
 
 
 def to_ours(tensors, name, shape):
-    """The state_dict of GPT(shape) with their tensors, a dict; UserError for one that is missing,
-    extra or of another shape."""
+    """The state_dict of GPT(shape) with copies of their tensors, a dict; UserError for one that is
+    missing, extra or of another shape."""
     prefix, ours = LAYOUTS[name].prefix, {}
     tensors = {key if key.startswith((prefix, 'lm_head.')) else prefix + key: tensor
                for key, tensor in tensors.items() if not re.search(BUFFERS, key)}
     for key, sizes, transposed in entries(name, shape):
-        ours[key] = torch.cat([take_tensor(tensors, *item, transposed)
-                               for item in sizes.items()]).float()
+        tensor = torch.cat([take_tensor(tensors, *item, transposed) for item in sizes.items()])
+        ours[key] = tensor if tensor.dtype in FORMATS else tensor.float()
     if shape.tied:
         ours['lm_head.weight'] = head = ours['wte.weight']
-        if not torch.equal(tensors.pop('lm_head.weight', head).float(), head):
-            raise UserError('the tensor lm_head.weight is not the embedding, though config.json '
-                            'says tie_word_embeddings')
+        if not torch.equal(tensors.pop('lm_head.weight', head).to(head.dtype), head):
+            raise UserError('the tensor lm_head.weight is not the embedding, though the model is '
+                            'described as tied')
     if tensors:
-        raise UserError(f'the tensor {min(tensors)} has no place in a {name} of this config.json')
+        raise UserError(f'the tensor {min(tensors)} has no place in a {name} so described')
     return ours
 
 
@@ -231,20 +241,21 @@ def take_tensor(tensors, theirs, size, transposed):
     size = size[::-1] if transposed else size
     found = tuple(tensors[theirs].shape) if theirs in tensors else 'missing'
     if found != size:
-        raise UserError(f'the tensor {theirs} is {found}, and by config.json it should be {size}')
+        raise UserError(f'the tensor {theirs} is {found}, and as described it should be {size}')
     tensor = tensors.pop(theirs)
     return tensor.T if transposed else tensor
 
 
 def to_theirs(state, name, shape):
-    """(tensors, shape): our state_dict as theirs, and the GPTConfig that it has there."""
-    tensors = {}
+    """(tensors, shape): our state_dict as theirs, most of them views of ours, and the GPTConfig
+    that it has there."""
+    tensors, dtype = {}, state['wte.weight'].dtype
     for key, sizes, transposed in entries(name, shape):
         heights = [size[0] for size in sizes.values()]
-        neutral = torch.full([sum(heights)], float(key.endswith('weight')))  # of a norm, or a bias
-        parts = state.get(key, neutral).split(heights)
-        for theirs, tensor in zip(sizes, parts, strict=True):
-            tensors[theirs] = (tensor.T if transposed else tensor).contiguous()
+        neutral = float(key.endswith('weight'))  # of a norm, or a bias
+        ours = state[key] if key in state else torch.full([sum(heights)], neutral, dtype=dtype)
+        for theirs, tensor in zip(sizes, ours.split(heights), strict=True):
+            tensors[theirs] = tensor.T if transposed else tensor
     return tensors, for_nanochat(tensors, shape) if name == 'nanochat' else shape
 
 

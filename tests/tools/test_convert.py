@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pickle
 import re
 import sys
 import threading
@@ -148,6 +149,116 @@ def test_the_exact_gelu_is_the_exact_gelu_both_ways(tmp_path, monkeypatch):
     assert (logits - other).abs().max() < 1e-5
 
 
+NANOGPT = {'vocab_size': 60, 'block_size': 256, 'n_layer': 2, 'n_head': 4, 'n_embd': 32,
+           'bias': True, 'dropout': 0.1}
+
+
+def save_nanogpt(folder, prefix='', **changes):
+    """A checkpoint in nanoGPT's format with the weights of the GPT-2 of transformers which it
+    returns: linear layers the other way around, the exact GELU, and maybe no biases."""
+    args = NANOGPT | changes
+    theirs = randomize(transformers.AutoModelForCausalLM.from_config(transformers.GPT2Config(
+        vocab_size=args['vocab_size'], n_positions=256, n_layer=2, n_head=4, n_embd=32,
+        activation_function='gelu', eos_token_id=None)))
+    state = {}
+    for name, p in theirs.state_dict().items():
+        if name.endswith('.bias') and not args['bias']:
+            p.zero_()
+        else:
+            linear = p.dim() == 2 and '.h.' in name
+            state[prefix + name] = p.T.clone() if linear else p
+    folder.mkdir()
+    torch.save({'model': state, 'optimizer': {}, 'model_args': args, 'iter_num': 5,
+                'best_val_loss': torch.tensor(1.5), 'config': {'dataset': 'plays'}},
+               folder / 'ckpt.pt')
+    return theirs
+
+
+def save_meta(path, chars):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps({'vocab_size': len(chars), 'itos': dict(enumerate(chars)),
+                                   'stoi': {char: i for i, char in enumerate(chars)}}))
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('prefix', ['', '_orig_mod.'])
+def test_a_checkpoint_of_nanogpt_s_computes_the_same_here_and_in_transformers(
+        home, bias, prefix):
+    theirs = save_nanogpt(home / 'nano', prefix, bias=bias)
+    save_meta(home / 'data' / 'plays' / 'meta.pkl', ' ' + CHARS['chars'][:59])
+    convert.main(['--from=nano/ckpt.pt'])
+    state = load(home / 'out' / 'nano')
+    assert state['tokenizer']['chars'] == ' ' + CHARS['chars'][:59]
+    assert (state['config']['mlp'], state['config']['bias']) == ('gelu_erf', bias)
+    convert.main(['--to=hf', '--out_dir=out/nano', '--dest=hf'])
+    ours, again = from_checkpoint(state), transformers.AutoModelForCausalLM.from_pretrained('hf')
+    idx = torch.randint(60, (2, 50))
+    with torch.no_grad():
+        logits, other, out = ours(idx), theirs(idx).logits, again.eval()(idx).logits
+    assert logits.std() > 0.5 and (logits - other).abs().max() < 1e-5
+    assert (logits - out).abs().max() < 1e-5 and again.config.activation_function == 'gelu'
+    sample.main(['--out_dir=out/nano', '--device=cpu', '--max_new_tokens=3'])
+
+
+def test_the_characters_of_a_nanogpt_may_be_named_or_be_absent(home, capsys):
+    save_nanogpt(home / 'nano')
+    convert.main(['--from=nano/ckpt.pt', '--out_dir=bare'])
+    assert load('bare')['tokenizer'] is None
+    assert re.search('without a tokenizer.*plays/meta.pkl.*60 ids', capsys.readouterr().out)
+    save_meta(home / 'other.pkl', CHARS['chars'][:60])
+    convert.main(['--from=nano/ckpt.pt', '--out_dir=named', '--meta=other.pkl'])
+    assert load('named')['tokenizer']['chars'] == CHARS['chars'][:60]
+
+
+@pytest.mark.skipif('TIKTOKEN_CACHE_DIR' not in os.environ, reason='needs TIKTOKEN_CACHE_DIR')
+@pytest.mark.parametrize('size', [50257, 50304])
+def test_a_nanogpt_with_gpt2_s_vocabulary_has_gpt2_s_tokens(home, size):
+    save_nanogpt(home / 'nano', vocab_size=size)
+    convert.main(['--from=nano/ckpt.pt', '--out_dir=ours'])
+    assert load('ours')['tokenizer'] == tiktoken_spec('gpt2')
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'n_layer': 3}, r'ckpt.pt: .*h.2.ln_1.weight is missing'),
+    ({'n_layer': 1}, 'h.1.attn.c_attn.bias has no place'), ({'n_head': 5}, 'n_embd=32 is not div'),
+    ({'n_embd': 16, 'n_head': 4}, r'wte.weight is \(60, 32\).* should be \(60, 16\)'),
+    ({'bias': False}, 'bias has no place'), ({'vocab_size': None}, 'vocab_size must be'),
+    ({'block_size': 'long'}, "block_size must be a whole number.*, not 'long'")])
+def test_a_nanogpt_whose_description_and_weights_disagree_is_one_line(home, changes, message):
+    save_nanogpt(home / 'nano')
+    state = torch.load(home / 'nano/ckpt.pt', weights_only=True)
+    torch.save(state | {'model_args': NANOGPT | changes}, home / 'nano/ckpt.pt')
+    with pytest.raises(UserError, match=message) as error:
+        convert.main(['--from=nano/ckpt.pt'])
+    assert '\n' not in str(error.value) and not (home / 'out').exists()
+
+
+class Code:
+    """What a checkpoint can hold that would run."""
+
+
+@pytest.mark.parametrize('content, message', [
+    ({'model': {}}, 'no checkpoint of nanoGPT'), ([1], "ckpt.pt can't be read"),
+    ({'model': {}, 'model_args': 1}, "can't be read"), (Code(), 'pickled code, which is not run')])
+def test_another_file_than_nanogpt_s_is_one_line(home, content, message):
+    torch.save(content, home / 'ckpt.pt')
+    with pytest.raises(UserError, match=message) as error:
+        convert.main(['--from=ckpt.pt', '--out_dir=ours'])
+    assert '\n' not in str(error.value) and not (home / 'ours').exists()
+
+
+def test_a_meta_pkl_goes_with_a_nanogpt_of_its_size_only(home):
+    save_nanogpt(home / 'nano')
+    save_meta(home / 'large.pkl', CHARS['chars'][:61])
+    (home / 'bad.pkl').write_bytes(pickle.dumps({'stoi': print}))
+    for argv, message in ((['--meta=large.pkl'], 'has 61 ids, its model 60'),
+                          (['--meta=bad.pkl'], 'prepare the data again')):
+        with pytest.raises(UserError, match=message):
+            convert.main(['--from=nano/ckpt.pt', '--out_dir=ours', *argv])
+    with pytest.raises(UserError, match='--meta goes with a checkpoint of nanoGPT'):
+        convert.main(['--from=nano', '--meta=large.pkl'])
+
+
 def test_padding_of_the_vocabulary_is_never_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ours = save_ours({'vocab_size': 128})
@@ -168,13 +279,39 @@ def test_weights_in_several_files_and_without_the_prefix_come_in(tmp_path, monke
     assert_same(from_checkpoint(load('ours')), theirs)
 
 
-def test_weights_in_bfloat16_come_in_as_float32(tmp_path, monkeypatch):
+@pytest.mark.parametrize('name', ['gpt2', 'llama', 'qwen3'])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_weights_keep_their_number_format_in_several_files_too(tmp_path, monkeypatch, name, dtype):
     monkeypatch.chdir(tmp_path)
-    theirs = save_theirs('llama')
-    theirs.bfloat16().save_pretrained('theirs')
-    theirs = transformers.AutoModelForCausalLM.from_pretrained('theirs', dtype=torch.float32)
-    convert.main(['--from=theirs', '--out_dir=ours'])
-    assert_same(from_checkpoint(load('ours')), theirs.eval())
+    save_theirs(name).to(dtype).save_pretrained('parts', max_shard_size='20KB')
+    assert (tmp_path / 'parts/model.safetensors.index.json').exists()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained('parts', dtype=torch.float32)
+    convert.main(['--from=parts', '--out_dir=ours'])
+    ours = from_checkpoint(load('ours'))
+    assert {p.dtype for p in ours.parameters()} == {dtype}
+    assert_same(ours.float(), theirs.eval())
+    monkeypatch.setattr(convert, 'LARGEST', 20_000)
+    convert.main(['--to=hf', '--out_dir=ours', '--dest=again'])
+    sizes = [path.stat().st_size for path in (tmp_path / 'again').glob('model-*-of-*.safetensors')]
+    assert len(sizes) > 1 and max(sizes) < 25_000
+    again = transformers.AutoModelForCausalLM.from_pretrained('again', dtype='auto')
+    before, after = theirs.to(dtype).state_dict(), again.state_dict()
+    assert again.dtype == dtype and before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_model_in_bfloat16_is_sampled_evaluated_and_trained_on(home, capsys):
+    spec = json.loads((home / 'data/tiny/meta.json').read_text())['tokenizer']
+    save_ours(LLAMA | {'vocab_size': 40, 'block_size': 64}, spec)
+    export('hf')
+    transformers.AutoModelForCausalLM.from_pretrained('hf').bfloat16().save_pretrained('hf')
+    convert.main(['--from=hf'])
+    assert load('out/hf')['model']['wte.weight'].dtype == torch.bfloat16
+    sample.main(['--out_dir=out/hf', '--device=cpu', '--start=fox', '--max_new_tokens=20'])
+    evaluate.main(['--out_dir=out/hf', '--device=cpu', '--dataset=tiny'])
+    train.main(['--dataset=tiny', '--init_from=out/hf', '--device=cpu', '--dtype=float32',
+                '--batch_size=4', '--block_size=32', '--max_steps=2', '--out_dir=tuned'])
+    assert load('tuned')['model']['wte.weight'].dtype == torch.float32
 
 
 @pytest.mark.parametrize('name, kind', [
@@ -430,7 +567,7 @@ def change(folder, name='config.json', **changes):
 
 
 @pytest.mark.parametrize('model, changes, message', [
-    ('llama', {'model_type': 'mistral'}, 'mistral are not read; gpt2, llama, qwen3 are'),
+    ('llama', {'model_type': 'mistral'}, 'mistral are not read; gpt2, llama, qwen3,'),
     ('llama', {'model_type': 'nanochat'}, 'nanochat'), ('llama', {'model_type': 'gone'}, 'None'),
     ('llama', {'rope_parameters': {'rope_type': 'llama3', 'factor': 8.0}}, 'scaled.*llama3'),
     ('llama', {'rope_parameters': None, 'rope_scaling': {'type': 'linear'}}, 'scaled RoPE.*linear'),
@@ -530,10 +667,11 @@ def test_an_index_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, index, 
 
 
 @pytest.mark.parametrize('argv, message', [
-    ([], 'give either'), (['--from=a', '--to=hf'], 'give either'), (['--to=hf'], 'or --to=hf with'),
-    (['--to=hf', '--out_dir=ours.pt'], '--dest=DIR'), (['--to=hf', '--dest=x'], '--out_dir=DIR'),
+    ([], 'give either'), (['--from=a', '--to=hf'], 'give either'), (['--to=hf'], 'or --to=hf'),
+    (['--to=hf', '--out_dir=ours.pt'], '--dest=PATH'), (['--to=hf', '--dest=x'], '--out_dir=DIR'),
     (['--to=hf', '--out_dir=nowhere', '--dest=x'], 'no such checkpoint'),
-    (['--to=gguf'], "'hf'"), (['--from=a b'], 'a b is no folder, .*Repo id must'),
+    (['--to=ggml'], "'hf'"), (['--to=gguf', '--dest=x'], 'or --to=gguf'),
+    (['--from=a b'], 'a b is no folder, .*Repo id must'),
     (['--from=../x'], '../x is no folder'), (['--from=empty'], 'empty/config.json.* No such file'),
     (['--to=hf', '--out_dir=ours.pt', '--dest=full'], 'full is there already'),
     (['--to=hf', '--out_dir=ours.pt', '--dest=.'], 'is there already'),

@@ -39,6 +39,14 @@ def test_a_layout_reads_the_shape_and_the_weights_that_it_writes(architecture, o
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
+def test_nanogpt_is_read_and_never_written():
+    shape = layouts.read_shape({'model_type': 'nanogpt', 'vocab_size': 50, 'block_size': 8,
+                                'n_layer': 1, 'n_head': 2, 'n_embd': 4, 'bias': False})
+    assert (shape.mlp, shape.norm_weight, shape.bias, shape.tied) == ('gelu_erf', True, False, True)
+    assert (shape.position, shape.qk_norm, shape.token_shift) == ('learned', False, False)
+    assert layouts.choose_layout(shape) == 'gpt2'
+
+
 def test_the_defaults_are_written_as_nanochat_which_unties_the_head():
     shape = resolved()
     assert layouts.choose_layout(shape) == 'nanochat'
