@@ -29,7 +29,7 @@ def pack(model, dtype, rows=1):
     numbers = torch.float32 if whole else dtype
     kind = Int8Linear if whole else functools.partial(PackedLinear, rows)
     smallest = 0 if whole else SMALLEST
-    for module in list(model.modules()) if able else []:
+    for module in model.modules() if able else []:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child.weight.numel() >= smallest:
                 child.to(numbers)  # one after another, which takes less memory
