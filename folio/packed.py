@@ -33,7 +33,7 @@ def pack(model, dtype, rows=1):
         kind, smallest = Int8Linear, 0
     elif dtype == torch.bfloat16 and rows == 1:
         kind, smallest = VectorLinear, 0
-    for module in list(model.modules()) if able else []:
+    for module in model.modules() if able else []:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child.weight.numel() >= smallest:
                 child.to(numbers)  # one after another, which takes less memory

@@ -147,6 +147,21 @@ def test_llama_cpp_gives_a_text_the_ids_of_llama3_s_and_qwen2_s_kinds(folder, pa
     assert theirs.tokenize(text.encode(), add_bos=False) == ours.encode(text).tolist()
 
 
+def test_the_halves_of_llama_s_heads_alternate_and_those_of_qwen3_s_do_not(folder, bpe):
+    for name in ('Llama grouped', 'Qwen3 grouped'):
+        model = save_ours(bpe, **SHAPES[name])
+        (folder / 'model.gguf').unlink(missing_ok=True)
+        export()
+        theirs = {tensor.name: tensor.data for tensor in gguf.GGUFReader('model.gguf').tensors}
+        q, k, v = model.blocks[1].attention.qkv.weight.detach().split([32, 16, 16])
+        assert np.array_equal(theirs['blk.1.attn_v.weight'], v)
+        for part, ours in ('q', q), ('k', k):
+            first, second = ours.view(-1, 2, 4, 32).unbind(1)  # the halves of heads of 8
+            pairs = torch.stack([first, second], dim=2).reshape(-1, 32)
+            expected = pairs if name.startswith('Llama') else ours
+            assert np.array_equal(theirs[f'blk.1.attn_{part}.weight'], expected)
+
+
 def test_the_file_names_the_shape_and_the_tokens(folder, bpe):
     save_ours(bpe, **SHAPES['Qwen3 grouped'])
     export()
