@@ -162,6 +162,14 @@ def test_the_halves_of_llama_s_heads_alternate_and_those_of_qwen3_s_do_not(folde
             assert np.array_equal(theirs[f'blk.1.attn_{part}.weight'], expected)
 
 
+def test_linear_layers_of_a_gpt2_lie_as_ours_do(folder, bpe):
+    mlp = save_ours(bpe, **GPT2).blocks[1].mlp
+    export()
+    theirs = {tensor.name: tensor.data for tensor in gguf.GGUFReader('model.gguf').tensors}
+    assert np.array_equal(theirs['blk.1.ffn_up.weight'], mlp.up.weight.detach())
+    assert np.array_equal(theirs['blk.1.ffn_down.bias'], mlp.proj.bias.detach())
+
+
 def test_the_file_names_the_shape_and_the_tokens(folder, bpe):
     save_ours(bpe, **SHAPES['Qwen3 grouped'])
     export()
