@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 
 import folio.options
-from folio.cli import UserError, first_line, short
+from folio.cli import UserError, first_line, launched, short
 from folio.options import checked, find
+from folio.shard import whole_tensor
 from folio.tokenizer import name_of, same_tokenizer
 
 RESUMABLE = ('ckpt.pt', 'ckpt.prev.pt')
@@ -78,7 +79,7 @@ class Writer:
         """Save the states, a dict by Path, as they are now, then call afterwards(); returns when
         they are copied."""
         self.wait()
-        copies = on_cpu(states, {})
+        copies = copied(states, {})
         self.thread = threading.Thread(target=self.work, args=(copies, afterwards), daemon=True)
         self.thread.start()
 
@@ -98,19 +99,19 @@ class Writer:
             self.thread.join()
 
 
-def on_cpu(value, copies):
-    """The same dicts and lists, with their tensors copied to the CPU; a tensor that is in them
-    twice, as tied weights are, is copied once. copies: those made so far, by address and shape."""
+def copied(value, copies, device='cpu'):
+    """The same dicts and lists, with their tensors whole and copied to a device; a tensor that is
+    in them twice, as tied weights are, is copied once. copies: those made so far, by id. Where
+    tensors are sharded, all processes call it, and those that keep nothing name the device meta."""
     if isinstance(value, dict):
-        return {key: on_cpu(item, copies) for key, item in value.items()}
+        return {key: copied(item, copies, device) for key, item in value.items()}
     if isinstance(value, list):
-        return [on_cpu(item, copies) for item in value]
+        return [copied(item, copies, device) for item in value]
     if not isinstance(value, torch.Tensor):
         return value
-    address = (value.data_ptr(), value.shape)
-    if address not in copies:
-        copies[address] = value.detach().to('cpu', copy=True)
-    return copies[address]
+    if id(value) not in copies:
+        copies[id(value)] = whole_tensor(value).to(device, copy=True)
+    return copies[id(value)]
 
 
 def versions():
@@ -128,36 +129,36 @@ def versions():
 
 # --- reading -------------------------------------------------------------------------------------
 
-def load(path):
-    """The dict in a file, or in a folder's best.pt, or else its ckpt.pt; tensors are on the CPU.
-    UserError for a file that is missing, cut or no checkpoint."""
+def load(path, mmap=False):
+    """The dict in a file, or in a folder's best.pt, or else its ckpt.pt; tensors are on the CPU, or
+    with mmap read when used. UserError for a file that is missing, cut or no checkpoint."""
     path = find(path)
     paths = [path / name for name in ('best.pt', *RESUMABLE)] if path.is_dir() else [path]
     if not any(path.is_file() for path in paths):
         runs = sorted({file.parent.name for file in (folio.options.ROOT / 'out').glob('*/*.pt')})
         raise UserError(f'{short(path)}: there is no such checkpoint; in out/ there are: '
                         f'{", ".join(runs) or "none, for train.py makes them"}')
-    return load_first(paths)
+    return load_first(paths, mmap)
 
 
-def load_first(paths):
+def load_first(paths, mmap=False):
     """The dict in the first of the files that is there and whole; says so if one isn't."""
     there = [path for path in paths if path.is_file()]
     for path, following in itertools.pairwise(there):
         try:
-            return read(path)
+            return read(path, mmap)
         except (UserError, OSError) as error:
             print(f'{error}; {following.name} is taken in its place')
-    return read(there[-1])
+    return read(there[-1], mmap)
 
 
-def read(path):
+def read(path, mmap=False):
     """The dict in a file; UserError if it is cut, or no checkpoint."""
     with damaged(path), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of what is about to be refused
         check_zip(path)
         try:
-            state = torch.load(path, map_location='cpu', weights_only=True)
+            state = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             if 'GLOBAL' in str(error):  # what torch calls a function or class
                 raise UserError(f'{path} holds pickled code, which is not run') from None
@@ -204,7 +205,7 @@ def damaged(path):
 
 def resume(options, given, folder, shape):
     """(options, state) of the run in the folder; `shape` names the options of the model's."""
-    state = load_first([folder / name for name in RESUMABLE])
+    state = load_first([folder / name for name in RESUMABLE], options.shard and launched())
     if 'optimizers' not in state:
         raise UserError(f'{folder / "ckpt.pt"} has no optimizers, like a best.pt: --init_from '
                         'starts a new run with its weights')
@@ -223,7 +224,7 @@ def start_from(options, given, folder, shape):
     if folder in (source, source.parent):
         raise UserError(f'init_from={options.init_from} is in the folder of the new run; name '
                         'another out_dir')
-    state = load(source)
+    state = load(source, options.shard and launched())
     with damaged(source):
         largest = state['config']['block_size']
         if (given.get('block_size') or 0) > largest:
