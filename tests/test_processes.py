@@ -143,8 +143,8 @@ def test_processes_that_share_any_kind_of_model_have_its_losses(prepared, checko
 
 
 def test_processes_that_share_a_model_end_together_where_it_diverges(prepared, checkout):
-    process = prepared(*torchrun(2), 'train.py', *OPTIONS, '--shard=True', '--muon_lr=1e30',
-                       '--learning_rate=1e30', '--out_dir=diverging')
+    process = prepared(*torchrun(2), 'train.py', *OPTIONS, '--shard=True', '--muon_lr=1e12',
+                       '--learning_rate=1e12', '--out_dir=diverging')
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1 and err.count('not finite in 10 steps in a row') == 1, err
 
@@ -253,23 +253,25 @@ train.cli.run(train.main)
 """
 
 
-def test_an_evaluation_that_a_signal_to_torchrun_ends_is_made_later(prepared, checkout):
+@pytest.mark.parametrize('shard', [False, True])
+def test_an_evaluation_that_a_signal_to_torchrun_ends_is_made_later(prepared, checkout, shard):
     (checkout / 'evaluating.py').write_text(EVALUATING)
     argv = [*torchrun(2), 'evaluating.py', *TINY, '--max_steps=30', '--eval_interval=10',
-            '--resume=True']
-    process = prepared(*argv, '--out_dir=owing')
+            '--resume=True', f'--shard={shard}']
+    owing, patient = (f'{name}{shard}' for name in ('owing', 'patient'))
+    process = prepared(*argv, f'--out_dir={owing}')
     for _ in range(2):
         wait_for('evaluating', process)
     process.terminate()
     process.communicate(timeout=PATIENCE)
-    state = checkpoint.read(checkout / 'owing' / 'ckpt.pt')
+    state = checkpoint.read(checkout / owing / 'ckpt.pt')
     assert (state['step'], state['evaluated']) == (20, 10)
-    finish(prepared(*argv, '--out_dir=owing'), prepared(*argv, '--out_dir=patient'))
+    finish(prepared(*argv, f'--out_dir={owing}'), prepared(*argv, f'--out_dir={patient}'))
     one, other = ([record | CLOCK for record in read_log(checkout / name)]
-                  for name in ('owing', 'patient'))
+                  for name in (owing, patient))
     assert one == other
     assert [record['step'] for record in one if 'val_loss' in record] == [10, 20, 30]
-    assert differences(checkout / 'patient', checkout / 'owing') in ([], ['log.jsonl'])
+    assert differences(checkout / patient, checkout / owing) in ([], ['log.jsonl'])
 
 
 def test_all_processes_take_the_format_that_rank_0_finds_fast(prepared, checkout):
