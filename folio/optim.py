@@ -109,7 +109,7 @@ class Muon(torch.optim.Optimizer):
             for parts in by_shape.values():
                 self.update_matrices(*zip(*parts, strict=True), group)
             for i, (p, _, squares) in enumerate(tensors):
-                shard.scatter(whole[i][::2], (p, squares), i)
+                shard.scatter(whole[i][::2], [p, squares], i)
 
     def momentum_update(self, p, momentum):
         """The gradient's moving average, looked at one step ahead (Nesterov)."""

@@ -71,20 +71,19 @@ def whole_tensor(tensor):
 
 
 def gather(tensors, number):
-    """Sharded tensors as whole ones, on one process, which has turns by `number`, and none
+    """Sharded tensors as whole ones, on one process, whose turn it is by `number`, and none
     elsewhere; any other tensors as they are."""
-    if not is_sharded(tensors[0]):
-        return tensors
     whole = [whole_tensor(tensor) for tensor in tensors]
-    return whole if dist.get_rank() == number % dist.get_world_size() else []
+    mine = not is_sharded(tensors[0]) or dist.get_rank() == number % dist.get_world_size()
+    return whole if mine else []
 
 
 def scatter(whole, tensors, number):
     """Put what `gather` gave one process, and it changed, back into the sharded tensors."""
-    for i, tensor in enumerate(tensors):
-        if is_sharded(tensor):
+    for theirs, ours in zip(whole or tensors, tensors, strict=True):
+        if is_sharded(ours):
             owner = number % dist.get_world_size()
-            tensor.copy_(deal(whole[i] if whole else tensor, tensor.device_mesh, owner=owner))
+            ours.copy_(deal(theirs, ours.device_mesh, owner=owner))
 
 
 @contextlib.contextmanager
@@ -92,10 +91,10 @@ def gathered(model):
     """A context in which the methods of a sharded model can be called, by all processes, as those
     of any other: its blocks gather their weights themselves, all other weights are gathered here.
     What was compiled is not used."""
-    if not hasattr(model, 'unshard'):
+    if hasattr(model, 'unshard'):
+        model.unshard()
+        with torch.compiler.set_stance('force_eager'):
+            yield
+        model.reshard()
+    else:
         yield
-        return
-    model.unshard()
-    with torch.compiler.set_stance('force_eager'):
-        yield
-    model.reshard()

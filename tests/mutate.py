@@ -123,6 +123,13 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('range(steps)', 'range(steps - 4)'),
         ('stacked.get(name, [len(p)])', '[len(p)]'),
     ],
+    'folio/shard.py': [
+        ('ours.detach().copy_(deal(theirs, mesh))', 'pass'),
+        ('rows=value.dim() > 0)', 'rows=True)'),
+        ('            del optimizer.state[p]\n', ''),
+        ('    model.reshard()\n    return model', '    return model'),
+        ("torch.compiler.set_stance('force_eager')", 'contextlib.nullcontext()'),
+    ],
     'folio/texts.py': [
         ('return Path(name.stem).suffix, name.suffix', 'return name.suffix, name.suffix'),
         ('Path(path.name.lower())', 'Path(path.name)'),
@@ -221,6 +228,8 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ("records.get(record['step'], {}) | record", 'record'),
         (' or \'"val_loss"\' in line', ''),
         ('self.tracker = None  # each', 'pass  # each'),
+        ('for name in settings if name in known})', 'for name in settings})'),
+        ("'allow' if self.tracked else 'never'", "'never'"),
         ("and line.endswith(b'\\n')", ''),
         ("self.tracker.log, record, record['step'])", 'self.tracker.log, record, 0)'),
         ("key=lambda record: record['val_loss']", "key=lambda record: -record['val_loss']"),
