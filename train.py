@@ -31,6 +31,7 @@ from folio.journal import Journal, tell_end, tell_progress, tell_start
 from folio.machine import Machine, Signals, catch_signals, ignore_save_signal, open_machine
 from folio.optim import load_states, make_optimizers, param_groups
 from folio.options import DataName, InPath, OutPath
+from folio.shard import gathered, shard, whole_tensor
 from folio.speed import peak_rate
 from folio.tokenizer import Tokenizer
 from model import GPT, SHAPE, GPTConfig, check_weights
@@ -50,6 +51,7 @@ class TrainConfig(GPTConfig):
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16'] = 'auto'  # of the matrix products
     compile: bool | Literal['auto'] = 'auto'  # torch.compile; auto: on CUDA, or in a long run
+    shard: bool = False  # share the parameters and moments out to all devices, by FSDP
     batch_size: Annotated[int, '>= 1'] = 8  # sequences in one optimizer step, over all devices
     batch_size_start: Annotated[int | None, '>= 1'] = None  # of the first step; rises in multiples
     batch_ramp_tokens: Annotated[int | None, '>= 1'] = None  # the tokens over which it rises
@@ -72,7 +74,8 @@ class TrainConfig(GPTConfig):
     save_minutes: Annotated[float, '> 0'] = 15  # between checkpoints, beside the evaluations
     log_interval: Annotated[int, '>= 1'] = 25  # steps between lines of progress
     deterministic: bool = False  # on CUDA too: bit for bit the same each time, but slower
-    wandb_project: str | None = None  # log to this project of Weights & Biases too
+    wandb_project: str | None = None  # log to this project of Weights & Biases too, or of tracker
+    tracker: str | None = None  # log to this module: wandb, trackio, or one with the same `init`
 
 
 @dataclass
@@ -83,7 +86,7 @@ class Progress:
     seconds: float = 0.0  # since the start, evaluations and earlier parts of the run included
     evaluated: int = 0  # the step of the latest evaluation
     best_loss: float = math.inf  # the lowest validation loss
-    tracker: str | None = None  # the id of its run of Weights & Biases
+    tracker: str | None = None  # the id of its run there
 
 
 @dataclass
@@ -121,6 +124,8 @@ def main(argv):
         machine.on_rank_0(until_the_end.enter_context, cli.locked(folder_of(options)))
         run = set_up(options, given, machine)
         check_same_on_ranks(run)
+        if machine.sharded:
+            run.model = shard(run.model, run.optimizers, machine.device)
         run.signals = until_the_end.enter_context(catch_signals())
         until_the_end.enter_context(cli.lasting_output())
         return train(run)
@@ -144,7 +149,10 @@ def make_run(options, state, resumed, machine):
     train_tokens, val_tokens, meta = open_corpus(options.dataset, state and state['tokenizer'])
     check_sizes(options, train_tokens, val_tokens, machine.world)
     options, spec = fit_to_data(options, state, meta)
-    model = make_model(options, state).to(machine.device)
+    with torch.device('meta' if machine.sharded and machine.rank else 'cpu'):
+        model = make_model(options, state)
+    if not machine.sharded:
+        model.to(machine.device)
     optimizers = make_optimizers(model, options, machine.dtype)
     scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
     scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
@@ -224,7 +232,7 @@ def make_tokenizer(dataset, meta, spec):
 
 def make_model(options, state):
     """The model of resolved options on the CPU, with the weights of the checkpoint `state`, if
-    any; a learned position table may be longer there."""
+    any; a learned position table may be longer there. On the device meta it has no weights."""
     torch.manual_seed(options.seed)
     if state is None:
         return GPT(options)
@@ -234,7 +242,8 @@ def make_model(options, state):
             weights['wpe.weight'] = weights['wpe.weight'][:options.block_size]
         check_weights(weights, options)
         model = GPT(options)
-        model.load_state_dict(weights)
+        if not model.wte.weight.is_meta:
+            model.load_state_dict(weights)
     return model
 
 
@@ -404,7 +413,7 @@ def train_step(runner, optimizers, scaler, tokens, options, machine, progress):
         x, y = get_batch(tokens, first + i * micro, micro, options, machine.device)
         if options.dropout or options.attention_dropout:
             torch.manual_seed(dropout_seed(options.seed, progress.step, i, machine.rank))
-        if machine.world > 1:
+        if machine.world > 1:  # DDP's; FSDP adds up after each pass, and never holds all gradients
             runner.require_backward_grad_sync = i == size // micro - 1
         with machine.autocast():
             loss = runner(x, y) / (size // micro)
@@ -424,7 +433,7 @@ def clip_gradient(runner, optimizers, scaler, longest):
     """The norm of the gradient, which is then shortened to `longest` (0: to any length)."""
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
-    return torch.nn.utils.clip_grad_norm_(runner.parameters(), longest or math.inf)
+    return whole_tensor(torch.nn.utils.clip_grad_norm_(runner.parameters(), longest or math.inf))
 
 
 def update_weights(optimizers, scaler, norm):
@@ -452,23 +461,27 @@ def flops_per_token(model):
 def validate(model, tokens, machine, limit=None, token_bytes=None, signals=None):
     """(nats per token, bits per byte or None) over the first `limit` tokens (None: all), each
     predicted from those before it in its window of block_size. token_bytes: the bytes of each id.
-    A signal to stop ends it early; the numbers then mean nothing.
+    A signal to stop ends it early; the numbers then mean nothing. All processes make the same
+    number of passes, since a sharded model needs all of them.
     """
     signals = signals or Signals()
     sums = torch.zeros(2, dtype=torch.float64)  # nats, bytes
     predicted = min(len(tokens), limit or len(tokens)) - 1  # all but the first
     batches = validation_batches(predicted, model.config.block_size, model.config.vocab_size)
     model.eval()
-    for starts, length in batches[machine.rank::machine.world]:
-        if signals.stop:
+    for first in range(0, len(batches), machine.world):
+        if machine.maximum(signals.stop)[0]:
             break
+        number = first + machine.rank
+        starts, length = batches[number % len(batches)]
         windows = torch.from_numpy(tokens.windows(starts, length + 1))
         x, y = windows[:, :-1].to(machine.device), windows[:, 1:].flatten()
         with machine.autocast():
             logits = model.forward(x).flatten(0, 1).float()  # by the uncompiled model
         nats = F.cross_entropy(logits, y.to(machine.device), reduction='none')
         n_bytes = 0 if token_bytes is None else token_bytes[y].sum()
-        sums += torch.tensor([nats.cpu().double().sum(), n_bytes])
+        if number < len(batches):  # the last ones may only keep the others company
+            sums += torch.tensor([nats.cpu().double().sum(), n_bytes])
     model.train()
     nats, n_bytes = machine.sum(sums).tolist()
     return nats / predicted, nats / math.log(2) / n_bytes if n_bytes > 0 else None
@@ -504,8 +517,9 @@ def evaluate_run(run, say):
     """Validate the model and draw a sample; the numbers go into the record of the last step.
     Returns whether the loss is the lowest; False, with nothing recorded, at a signal to stop."""
     progress, tokenizer = run.progress, run.tokenizer
-    loss, bits = validate(run.model, run.val_tokens, run.machine, run.options.eval_tokens,
-                          tokenizer and torch.tensor(tokenizer.text_lengths), run.signals)
+    with gathered(run.model):
+        loss, bits = validate(run.model, run.val_tokens, run.machine, run.options.eval_tokens,
+                              tokenizer and torch.tensor(tokenizer.text_lengths), run.signals)
     agree(run)
     if run.stopped_by:
         return False
@@ -514,15 +528,24 @@ def evaluate_run(run, say):
     tokens = progress.sequences * run.options.block_size
     run.records = run.records or [{'step': progress.step, 'tokens': tokens}]
     run.records[-1] |= {'val_loss': loss, 'bits_per_byte': bits}
-    if run.journal and tokenizer:
-        text = sample(run.model, tokenizer, run.options.seed + progress.step)
-        run.journal.sample(progress.step, text)
-        say(text)
+    draw_sample(run, say)
     bits_text = f', {bits:.4f} bits per byte' if bits else ''
     say(f'step {progress.step:,}: validation loss {loss:.4f}{bits_text}')
     best, progress.best_loss = loss < progress.best_loss, min(loss, progress.best_loss)
     progress.evaluated = progress.step
     return best
+
+
+def draw_sample(run, say):
+    """Have rank 0 keep and say a sample, if there is a tokenizer; of a sharded model it is drawn by
+    all processes."""
+    if run.tokenizer is None or not (run.journal or run.machine.sharded):
+        return
+    with gathered(run.model):
+        text = sample(run.model, run.tokenizer, run.options.seed + run.progress.step)
+    if run.journal:
+        run.journal.sample(run.progress.step, text)
+        say(text)
 
 
 def end_with_last_good(run, what):
@@ -600,8 +623,9 @@ def distribute(model, machine):
     processes' gradients. RoPE's table is the same everywhere and needs no broadcast."""
     if machine.compiled:
         print('compiling: about half a minute on a CPU, a few seconds if it was done before')
-        model.compile()
-    if machine.world == 1:
+        for module in model.blocks if machine.sharded else [model]:
+            module.compile()
+    if machine.world == 1 or machine.sharded:
         return model
     known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed the option
     name = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
@@ -702,16 +726,20 @@ def save_run(run, best):
     """Have rank 0 write ckpt.pt, and if it is the best so far the model alone as best.pt, then draw
     loss.png, in the background."""
     run.saved = run.progress.seconds
-    if run.journal is None:
+    if run.journal is None and not run.machine.sharded:
         return
-    best_state = {'model': run.model.state_dict(), **vars(run.progress),
+    best_state = {'model': run.model.state_dict(keep_vars=True), **vars(run.progress),
                   'config': dataclasses.asdict(run.options),
                   'tokenizer': run.tokenizer.spec if run.tokenizer else None,
                   'versions': run.versions, 'data': run.data}
     state = best_state | {'optimizers': [optimizer.state_dict() for optimizer in run.optimizers],
                           'scaler': run.scaler.state_dict()}
     states = {run.folder / 'best.pt': best_state} if best else {}
-    run.writer.save(states | {run.folder / 'ckpt.pt': state}, run.journal.draw)
+    states[run.folder / 'ckpt.pt'] = state
+    if run.journal:
+        run.writer.save(states, run.journal.draw)
+    else:  # it gives its rows
+        checkpoint.copied(states, {}, 'meta')
 
 
 def seconds_since(run):

@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 
 import folio.options
-from folio.cli import UserError, first_line, short
+from folio.cli import UserError, first_line, launched, short
 from folio.options import checked, find
+from folio.shard import whole_tensor
 from folio.tokenizer import name_of, same_tokenizer
 
 RESUMABLE = ('ckpt.pt', 'ckpt.prev.pt')
@@ -78,7 +79,7 @@ class Writer:
         """Save the states, a dict by Path, as they are now, then call afterwards(); returns when
         they are copied."""
         self.wait()
-        copies = on_cpu(states, {})
+        copies = copied(states, {})
         self.thread = threading.Thread(target=self.work, args=(copies, afterwards), daemon=True)
         self.thread.start()
 
@@ -98,19 +99,19 @@ class Writer:
             self.thread.join()
 
 
-def on_cpu(value, copies):
-    """The same dicts and lists, with their tensors copied to the CPU; a tensor that is in them
-    twice, as tied weights are, is copied once. copies: those made so far, by address and shape."""
+def copied(value, copies, device='cpu'):
+    """The same dicts and lists, with their tensors whole and copied to a device; a tensor that is
+    in them twice, as tied weights are, is copied once. copies: those made so far, by id. Where
+    tensors are sharded, all processes call it, and those that keep nothing name the device meta."""
     if isinstance(value, dict):
-        return {key: on_cpu(item, copies) for key, item in value.items()}
+        return {key: copied(item, copies, device) for key, item in value.items()}
     if isinstance(value, list):
-        return [on_cpu(item, copies) for item in value]
+        return [copied(item, copies, device) for item in value]
     if not isinstance(value, torch.Tensor):
         return value
-    address = (value.data_ptr(), value.shape)
-    if address not in copies:
-        copies[address] = value.detach().to('cpu', copy=True)
-    return copies[address]
+    if id(value) not in copies:
+        copies[id(value)] = whole_tensor(value).to(device, copy=True)
+    return copies[id(value)]
 
 
 def versions():
@@ -129,8 +130,8 @@ def versions():
 # --- reading -------------------------------------------------------------------------------------
 
 def load(path):
-    """The dict in a file, or in a folder's best.pt, or else its ckpt.pt; tensors are on the CPU.
-    UserError for a file that is missing, cut or no checkpoint."""
+    """The dict in a file, or in a folder's best.pt, or else its ckpt.pt; tensors are parts of
+    the file, on the CPU. UserError for a file that is missing, cut or no checkpoint."""
     path = find(path)
     paths = [path / name for name in ('best.pt', *RESUMABLE)] if path.is_dir() else [path]
     if not any(path.is_file() for path in paths):
@@ -212,7 +213,7 @@ def damaged(path):
 
 def resume(options, given, folder, shape):
     """(options, state) of the run in the folder; `shape` names the options of the model's."""
-    state = load_first([folder / name for name in RESUMABLE])
+    state = load_first([folder / name for name in RESUMABLE], options.shard and launched())
     if 'optimizers' not in state:
         raise UserError(f'{folder / "ckpt.pt"} has no optimizers, like a best.pt: --init_from '
                         'starts a new run with its weights')

@@ -4,12 +4,13 @@
     samples.txt the sample of each evaluation, indented, after a line with its step
     loss.png    the losses over the tokens seen
 
-Weights & Biases gets the log's numbers too, if the options name a project there.
+A tracker, such as Weights & Biases, gets the log's numbers too, if the options name one.
 """
 
 import contextlib
 import dataclasses
 import gc
+import inspect
 import json
 import math
 import os
@@ -28,7 +29,7 @@ class Journal:
     could not be written are tried again with the next ones.
 
     The files of a run that goes on after `step` steps lose what came later. tracked: the id of its
-    run of Weights & Biases, which goes on too.
+    run in the tracker, which goes on too.
     """
 
     def __init__(self, folder, options, step, tracked=None):
@@ -38,15 +39,20 @@ class Journal:
         for name in self.unwritten:
             cut_file(folder / name, step)
         self.tracker, self.tracked = None, tracked
-        if options.wandb_project:
-            self.attempt('wandb', self.start_tracker, options)
+        self.module = options.tracker or (options.wandb_project and 'wandb')
+        if self.module:
+            self.attempt(self.module, self.start_tracker, options)
 
     def start_tracker(self, options):
-        """Start a run of Weights & Biases, or go on with the one that is tracked."""
-        wandb = import_library('wandb', 'wandb_project')
-        self.tracker = wandb.init(
-            project=options.wandb_project, name=self.folder.name, dir=self.folder, id=self.tracked,
-            config=dataclasses.asdict(options), resume='allow' if self.tracked else None)
+        """Start a run in the tracker, or go on with the one that is tracked: wandb knows it by its
+        id, trackio, which takes no id or dir, by its name."""
+        init = import_library(self.module, 'tracker' if options.tracker else 'wandb_project').init
+        settings = {'project': options.wandb_project or Path(options.dataset).name,
+                    'name': self.folder.name, 'dir': self.folder, 'id': self.tracked,
+                    'config': dataclasses.asdict(options),
+                    'resume': 'allow' if self.tracked else 'never'}
+        known = inspect.signature(init).parameters
+        self.tracker = init(**{name: settings[name] for name in settings if name in known})
         self.tracked = self.tracker.id
 
     def log(self, records):
@@ -56,7 +62,7 @@ class Journal:
     def track(self, records):
         """Send records to the tracker, which may take its time to fail."""
         for record in records if self.tracker else []:
-            if not self.attempt('wandb', self.tracker.log, record, record['step']):
+            if not self.attempt(self.module, self.tracker.log, record, record['step']):
                 self.tracker = None  # each further call might take as long to fail
                 return
 

@@ -26,6 +26,7 @@ class Machine:
     compiled: bool = False
     rank: int = 0
     world: int = 1
+    sharded: bool = False
 
     def choose(self, options, given, rows, size, seconds=0):
         """Take device, dtype and compile of the options; returns the options with what they came
@@ -36,6 +37,9 @@ class Machine:
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA asks for
             torch.use_deterministic_algorithms(True)
         self.device = self.together(choose_device, options.device)
+        self.sharded = getattr(options, 'shard', False) and self.world > 1
+        if self.sharded and self.device.type not in ('cpu', 'cuda'):
+            raise UserError(f'shard=True does not work on {self.device}, only on cpu and cuda')
         asked = self.device.type == 'cpu' and options.dtype != 'float32' and (
             options.dtype != 'bfloat16' or 'dtype' in given)
         fastest = self.gather(fastest_format(rows, size) if asked and self.rank == 0 else None)[0]
@@ -52,8 +56,10 @@ class Machine:
         return dataclasses.replace(options, **chosen)
 
     def autocast(self):
-        """A context in which matrix products are made in `dtype`."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        """A context in which matrix products are made in `dtype`. Its cache keeps copies of all the
+        weights, of which a sharded model has those of one block at a time."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32,
+                              cache_enabled=not self.sharded)
 
     def sum(self, tensor):
         """Add up a CPU tensor over the processes, in place; returns it."""
@@ -113,6 +119,7 @@ class Machine:
 
     def __str__(self):
         many = f'{self.world} processes, ' if self.world > 1 else ''
+        many += 'sharded, ' if self.sharded else ''
         compiled = 'compiled' if self.compiled else 'not compiled'
         return f'{many}{self.device}, {str(self.dtype).removeprefix("torch.")}, {compiled}'
 

@@ -9,6 +9,8 @@ from collections import defaultdict
 
 import torch
 
+from folio import shard
+
 
 def make_optimizers(model, options, dtype):
     """The optimizers that hold each parameter of the model exactly once.
@@ -82,6 +84,9 @@ class Muon(torch.optim.Optimizer):
     For matrices only. A group has 'heights', a list for each parameter: the rows of the matrices
     that it holds one above the other. All matrices of one shape are orthogonalized together, in
     `dtype`. Like torch's fused optimizers it takes no step where found_inf, a tensor, is not 0.
+    Of a sharded parameter one process, the parameters' owners taking turns, gathers the matrices,
+    their updates and squares, takes the step as if there were no other, and the others get their
+    rows of the result.
     """
 
     def __init__(self, params, lr, momentum=0.95, beta2=0.95, weight_decay=0.0,
@@ -94,13 +99,17 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
+            tensors = [(p, self.momentum_update(p, group['momentum']), self.state[p]['squares'])
+                       for p in group['params']]
+            whole = [shard.gather(each, i) for i, each in enumerate(tensors)]
             by_shape = defaultdict(list)  # shape: (matrix, its update, the squares of its rows)
-            for p, heights in zip(group['params'], group['heights'], strict=True):
-                tensors = p, self.momentum_update(p, group['momentum']), self.state[p]['squares']
-                for part in zip(*(x.split(heights) for x in tensors), strict=True):
+            for each, heights in zip(whole, group['heights'], strict=True):
+                for part in zip(*(x.split(heights) for x in each), strict=True):
                     by_shape[part[0].shape].append(part)
             for parts in by_shape.values():
                 self.update_matrices(*zip(*parts, strict=True), group)
+            for i, (p, _, squares) in enumerate(tensors):
+                shard.scatter(whole[i][::2], [p, squares], i)
 
     def momentum_update(self, p, momentum):
         """The gradient's moving average, looked at one step ahead (Nesterov)."""

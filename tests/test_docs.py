@@ -15,12 +15,14 @@ import prepare
 import train
 from folio import checkpoint
 from folio.cli import UserError
+from folio.optim import make_optimizers
 from folio.tokenizer import Tokenizer
 
 sys.path.insert(0, str(REPOSITORY / 'docs'))
 
 import attention
 import attention_maps
+import memory
 import questions
 import sampling_speed
 
@@ -90,6 +92,27 @@ def test_the_maps_are_drawn_and_what_cannot_be_is_one_line(home):
                           (['--text=the', '--picture=a.xyz'], 'a.xyz')):
         with pytest.raises(UserError, match=message):
             attention_maps.main(['--out_dir=run', *argv])
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+def test_the_memory_that_is_computed_is_that_of_a_step(optimizer):
+    config = train.TrainConfig(16, 30, n_layer=3, n_embd=16, optimizer=optimizer)
+    network, idx = model.GPT(config), torch.zeros(2, 16, dtype=torch.int64)
+    optimizers = make_optimizers(network, config, torch.float32)
+    network(idx, idx).backward()
+    for each in optimizers:
+        each.step()
+    parameters = list(network.parameters())
+    held = [p for p in parameters] + [p.grad for p in parameters] + [
+        value for each in optimizers for moments in each.state.values()
+        for value in moments.values() if value.dim()]
+    options = memory.MemoryConfig(devices=2, optimizer=optimizer)
+    numbers, size, plain, once, shared = memory.sizes(config, 2, options)
+    assert numbers == sum(p.numel() for p in parameters)
+    assert size == sum(tensor.nbytes for tensor in held)
+    assert size < once < plain and shared < once
+    two, four, eight = (memory.sizes(config, micro, options)[2] for micro in (2, 4, 8))
+    assert eight - four == pytest.approx(2 * (four - two))
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import storm
+import torch
 from conftest import ENVIRONMENT, TINY, children
 from storm import CLOCK, differences
 
@@ -78,6 +80,73 @@ def test_what_two_processes_saved_goes_on_with_another_number(prepared, checkout
     launcher = torchrun(processes) if processes > 1 else []
     finish(prepared(*launcher, 'train.py', *OPTIONS, f'--out_dir={folder}', '--resume=True'))
     assert_same_losses(whole(1), folder)
+
+
+# --- a model that no process has whole ------------------------------------------------------------
+
+@pytest.mark.parametrize('processes', [2, 4])  # with 4 some have no row of a matrix of 2
+def test_processes_that_share_a_model_have_the_losses_and_the_checkpoint_of_one(
+        prepared, checkout, whole, processes):
+    folder = checkout / f'shared{processes}'
+    if not folder.exists():
+        finish(prepared(*torchrun(processes), 'train.py', *OPTIONS, '--shard=True',
+                        f'--out_dir={folder}'))
+    assert_same_losses(whole(1), folder)
+    for name in ('ckpt.pt', 'best.pt'):
+        one, other = (shapes_of(storm.state_of(run / name)) for run in (whole(1), folder))
+        assert one == other
+
+
+def shapes_of(value):
+    """The same dicts and lists, with the shapes and formats of their tensors."""
+    if isinstance(value, dict):
+        return {key: shapes_of(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shapes_of(item) for item in value]
+    return (value.shape, value.dtype) if isinstance(value, torch.Tensor) else type(value)
+
+
+SAVING = """
+import train
+train.training_loop = lambda run: train.save_run(run, True)
+train.cli.run(train.main)
+"""
+
+
+@pytest.mark.parametrize('ours, theirs', [(1, 2), (2, 1), (2, 4)])
+def test_what_is_saved_goes_on_bit_for_bit_with_any_number_that_share(
+        prepared, checkout, whole, ours, theirs):
+    (checkout / 'saving.py').write_text(SAVING)
+    source, folder = whole(ours), checkout / f'from{ours}to{theirs}'
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns('ckpt.pt'))
+    launcher = torchrun(theirs) if theirs > 1 else []
+    finish(prepared(*launcher, 'saving.py', '--resume=True', '--shard=True', '--max_steps=300',
+                    '--batch_size=8', f'--out_dir={folder}'))
+    saved, loaded = (checkpoint.read(path) for path in (folder / 'ckpt.pt',
+                                                        source / 'ckpt.prev.pt'))
+    assert storm.equal(saved['model'], loaded['model'])
+    for one, other in zip(saved['optimizers'], loaded['optimizers'], strict=True):
+        assert storm.equal(one['state'], other['state'])
+
+
+@pytest.mark.parametrize('more', [
+    ['--optimizer=adamw', '--tied=False', '--position=learned', '--bias=True'],
+    ['--mlp=swiglu', '--n_kv_head=1', '--recompute=True', '--norm_weight=True'],
+    ['--n_layer=0'], ['--compile=True', '--micro_batch_size=2', '--n_layer=3']], ids=str)
+def test_processes_that_share_any_kind_of_model_have_its_losses(prepared, checkout, more, request):
+    number = request.node.callspec.indices['more']
+    options = [*OPTIONS, *more, '--max_steps=12', '--eval_interval=5']
+    one, two = (checkout / f'kind{number}of{processes}' for processes in (1, 2))
+    finish(prepared('train.py', *options, '--compile=False', f'--out_dir={one}'),
+           prepared(*torchrun(2), 'train.py', *options, '--shard=True', f'--out_dir={two}'))
+    assert_same_losses(one, two)
+
+
+def test_processes_that_share_a_model_end_together_where_it_diverges(prepared, checkout):
+    process = prepared(*torchrun(2), 'train.py', *OPTIONS, '--shard=True', '--muon_lr=1e12',
+                       '--learning_rate=1e12', '--out_dir=diverging')
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1 and err.count('not finite in 10 steps in a row') == 1, err
 
 
 LATE = """
@@ -184,23 +253,25 @@ train.cli.run(train.main)
 """
 
 
-def test_an_evaluation_that_a_signal_to_torchrun_ends_is_made_later(prepared, checkout):
+@pytest.mark.parametrize('shard', [False, True])
+def test_an_evaluation_that_a_signal_to_torchrun_ends_is_made_later(prepared, checkout, shard):
     (checkout / 'evaluating.py').write_text(EVALUATING)
     argv = [*torchrun(2), 'evaluating.py', *TINY, '--max_steps=30', '--eval_interval=10',
-            '--resume=True']
-    process = prepared(*argv, '--out_dir=owing')
+            '--resume=True', f'--shard={shard}']
+    owing, patient = (f'{name}{shard}' for name in ('owing', 'patient'))
+    process = prepared(*argv, f'--out_dir={owing}')
     for _ in range(2):
         wait_for('evaluating', process)
     process.terminate()
     process.communicate(timeout=PATIENCE)
-    state = checkpoint.read(checkout / 'owing' / 'ckpt.pt')
+    state = checkpoint.read(checkout / owing / 'ckpt.pt')
     assert (state['step'], state['evaluated']) == (20, 10)
-    finish(prepared(*argv, '--out_dir=owing'), prepared(*argv, '--out_dir=patient'))
+    finish(prepared(*argv, f'--out_dir={owing}'), prepared(*argv, f'--out_dir={patient}'))
     one, other = ([record | CLOCK for record in read_log(checkout / name)]
-                  for name in ('owing', 'patient'))
+                  for name in (owing, patient))
     assert one == other
     assert [record['step'] for record in one if 'val_loss' in record] == [10, 20, 30]
-    assert differences(checkout / 'patient', checkout / 'owing') in ([], ['log.jsonl'])
+    assert differences(checkout / patient, checkout / owing) in ([], ['log.jsonl'])
 
 
 def test_all_processes_take_the_format_that_rank_0_finds_fast(prepared, checkout):

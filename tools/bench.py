@@ -55,6 +55,7 @@ FORMATS = {f'{dtype} {name}': {'dtype': dtype, 'compile': name == 'compiled'}
            for dtype in ('float32', 'bfloat16') for name in ('eager', 'compiled')}
 OURS = FORMATS | {'Muon': {'optimizer': 'muon'},  # these and the others in the format of --dtype
                   'Muon compiled': {'optimizer': 'muon', 'compile': True},
+                  'recompute': {'recompute': True},
                   'explicit': {}, 'sdpa': {}, 'nn.TransformerEncoder': {}}  # ways of attention
 Size, Way = Literal[tuple(SIZES)], Literal[tuple(OURS)]
 

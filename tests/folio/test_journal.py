@@ -20,7 +20,7 @@ RECORDS = [{'step': step, 'tokens': 10 * step, 'train_loss': 3 - step} for step 
 
 class Plain:
     """Options of a run that nothing tracks."""
-    wandb_project = None
+    wandb_project = tracker = None
 
 
 def test_a_log_is_cut_at_the_step_where_a_run_goes_on(tmp_path):
@@ -138,7 +138,7 @@ def test_a_tracker_or_a_picture_that_fails_is_said_once_and_nothing_else(
             Dead.calls += 1
             raise ConnectionError('Connection lost')
     kept = journal.Journal(tmp_path, Plain, 0)
-    kept.tracker = Dead()
+    kept.module, kept.tracker = 'wandb', Dead()
     monkeypatch.setenv('MPLBACKEND', 'module://not_there')
     monkeypatch.setattr(journal, 'draw_losses', lambda *rest: 1 / 0)
     for record in RECORDS:
@@ -176,7 +176,7 @@ def test_steps_that_were_skipped_are_gaps_in_the_curve(tmp_path):
     assert (tmp_path / 'loss.png').exists() and not kept.failing
 
 
-# --- Weights & Biases ----------------------------------------------------------------------------
+# --- trackers ------------------------------------------------------------------------------------
 
 def test_a_resumed_run_goes_on_with_the_same_run_of_wandb(home, monkeypatch):
     wandb = pytest.importorskip('wandb')
@@ -202,6 +202,36 @@ def test_without_a_project_nothing_is_sent_and_without_wandb_a_run_goes_on(
     assert 'wandb' not in capsys.readouterr().out
     assert train.main([*TINY, '--max_steps=1', '--out_dir=other', '--wandb_project=folio']) == 0
     assert 'training goes on: wandb_project: pip install wandb' in capsys.readouterr().out
+
+
+STANDING_IN = """
+import json
+from types import SimpleNamespace
+def init(project, name=None, config=None, resume='never'):
+    def log(record, step):
+        with open('tracked.jsonl', 'a') as file:
+            print(json.dumps([project, name, config['n_layer'], resume, step]), file=file)
+    return SimpleNamespace(id='number', log=log)
+"""
+
+
+def test_any_module_with_the_init_of_wandb_may_track_a_run(home, monkeypatch):
+    (home / 'standing_in.py').write_text(STANDING_IN)
+    monkeypatch.syspath_prepend(home)
+    train.main([*TINY, '--max_steps=1', '--out_dir=run'])
+    assert 'standing_in' not in sys.modules
+    train.main([*TINY, '--max_steps=1', '--out_dir=a', '--tracker=standing_in'])
+    train.main(['--resume=True', '--max_steps=2', '--out_dir=a', '--wandb_project=folio'])
+    tracked = [json.loads(line) for line in open('tracked.jsonl')]
+    assert tracked == [['tiny', 'a', 2, 'never', 1], ['folio', 'a', 2, 'allow', 2]]
+    assert checkpoint.load('a/ckpt.pt')['tracker'] == 'number'
+
+
+def test_a_run_goes_on_without_a_tracker_that_is_missing_or_is_none(home, capsys):
+    for name, reason in (('not_there', 'tracker: pip install not_there'),
+                         ('math', "module 'math' has no attribute 'init'")):
+        assert train.main([*TINY, '--max_steps=1', f'--out_dir={name}', f'--tracker={name}']) == 0
+        assert f'{name} failed, training goes on: {reason}' in capsys.readouterr().out
 
 
 def test_a_run_that_goes_on_without_its_tracker_keeps_its_number(tmp_path, monkeypatch):
