@@ -153,7 +153,14 @@ def make_norm(config, size):
     arXiv:1910.07467)."""
     if config.norm == 'layernorm':
         return nn.LayerNorm(size, config.norm_eps, config.norm_weight, bias=config.bias)
-    return nn.RMSNorm(size, config.norm_eps, config.norm_weight)
+    return RMSNorm(size, config.norm_eps, config.norm_weight)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, whose fused kernels want x in the number format of the weights."""
+
+    def forward(self, x):
+        return super().forward(x if self.weight is None else x.to(self.weight.dtype))
 
 
 def rotate(x, rope):

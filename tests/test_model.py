@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import warnings
 
 import pytest
 import torch
@@ -64,6 +65,17 @@ def test_the_loss_at_initialization_is_that_of_guessing():
     torch.manual_seed(0)
     model, idx = GPT(GPTConfig(**SMALL)), some_ids(8, 17)
     assert model(idx[:, :-1], idx[:, 1:]).item() == pytest.approx(math.log(50), abs=0.05)
+
+
+def test_norms_with_weights_work_without_a_warning_where_products_are_in_bfloat16():
+    model = make(norm_weight=True, qk_norm=True, norm='rmsnorm')
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(), torch.autocast('cpu', torch.bfloat16):
+            warnings.simplefilter('error')
+            model(some_ids(2, 8))
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_it_overfits_one_batch():
