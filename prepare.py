@@ -341,10 +341,10 @@ def halve(documents, cut):
 def write_tokens(source, parts, tokenizer, folder):
     """Write train.bin.tmp and val.bin.tmp, the ids of the parts, (split, pieces of text); returns a
     Counter of the ids of each split and of the characters, bytes and unknown ids in them."""
-    counts, bpe = Counter(), tokenizer.kind == 'bpe'
-    if bpe:
+    counts, by_words = Counter(), tokenizer.kind in ('bpe', 'json')
+    if by_words:
         parts = ((split, texts.at_words(pieces)) for split, pieces in parts)
-    passages = texts.separated(parts, always=bpe)
+    passages = texts.separated(parts, always=by_words)
     groups = texts.group_pieces(passages, length=lambda passage: len(passage[1]))
     encode = functools.partial(encode_group, tokenizer)
     bar = progress_bar(desc=f'{source.options.name}: encoding', unit='B', unit_scale=True,

@@ -33,7 +33,7 @@ from folio.optim import load_states, make_optimizers, param_groups
 from folio.options import DataName, InPath, OutPath
 from folio.shard import gathered, shard, whole_tensor
 from folio.speed import peak_rate
-from folio.tokenizer import Tokenizer
+from folio.tokenizer import Tokenizer, name_of
 from model import GPT, SHAPE, GPTConfig, check_weights
 from prepare import Tokens, open_corpus
 
@@ -86,7 +86,7 @@ class Progress:
     seconds: float = 0.0  # since the start, evaluations and earlier parts of the run included
     evaluated: int = 0  # the step of the latest evaluation
     best_loss: float = math.inf  # the lowest validation loss
-    tracker: str | None = None  # the id of its run there
+    tracker: str | None = None  # the id or the name of its run in the tracker
 
 
 @dataclass
@@ -264,6 +264,7 @@ def check_same_on_ranks(run):
     facts = {name: value for name, value in vars(run.options).items()
              if name not in ('device', 'out_dir')}
     facts |= run.data | vars(run.progress) | {'torch': torch.__version__}
+    facts['tokenizer'] = run.tokenizer and name_of(run.tokenizer.spec)
     run.machine.check_same(facts)
 
 

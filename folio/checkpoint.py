@@ -138,7 +138,7 @@ def load(path):
         runs = sorted({file.parent.name for file in (folio.options.ROOT / 'out').glob('*/*.pt')})
         raise UserError(f'{short(path)}: there is no such checkpoint; in out/ there are: '
                         f'{", ".join(runs) or "none, for train.py makes them"}')
-    return load_first(paths, mmap=True)
+    return load_first(paths, mmap=os.name != 'nt')  # Windows would not replace such a file
 
 
 def load_first(paths, mmap=False):
@@ -213,7 +213,7 @@ def damaged(path):
 
 def resume(options, given, folder, shape):
     """(options, state) of the run in the folder; `shape` names the options of the model's."""
-    state = load_first([folder / name for name in RESUMABLE], options.shard and launched())
+    state = load_first([folder / name for name in RESUMABLE], mmap=launched())
     if 'optimizers' not in state:
         raise UserError(f'{folder / "ckpt.pt"} has no optimizers, like a best.pt: --init_from '
                         'starts a new run with its weights')

@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 
 import folio.options
-from folio.cli import first_line, import_library, short
+from folio.cli import UserError, first_line, import_library, short
 
 CURVE = 5000  # the points of a curve, about; a picture has fewer pixels
 STEP = re.compile(rb'(?:\{"step": |step )(\d{1,18})')  # how a record or a sample begins
@@ -29,7 +29,7 @@ class Journal:
     could not be written are tried again with the next ones.
 
     The files of a run that goes on after `step` steps lose what came later. tracked: the id of its
-    run in the tracker, which goes on too.
+    run in the tracker, or its name, which goes on too.
     """
 
     def __init__(self, folder, options, step, tracked=None):
@@ -46,14 +46,20 @@ class Journal:
     def start_tracker(self, options):
         """Start a run in the tracker, or go on with the one that is tracked: wandb knows it by its
         id, trackio, which takes no id or dir, by its name."""
+        if not self.module.isidentifier():  # it may come from a checkpoint
+            raise UserError('that is no name of a module')
         init = import_library(self.module, 'tracker' if options.tracker else 'wandb_project').init
-        settings = {'project': options.wandb_project or Path(options.dataset).name,
-                    'name': self.folder.name, 'dir': self.folder, 'id': self.tracked,
-                    'config': dataclasses.asdict(options),
-                    'resume': 'allow' if self.tracked else 'never'}
         known = inspect.signature(init).parameters
-        self.tracker = init(**{name: settings[name] for name in settings if name in known})
-        self.tracked = self.tracker.id
+        by = 'id' if 'id' in known else 'name'
+        settings = {'project': options.wandb_project or Path(options.dataset).name,
+                    'name': self.folder.name, 'dir': self.folder,
+                    'config': dataclasses.asdict(options)}
+        if self.tracked:
+            settings |= {by: self.tracked, 'resume': 'allow'}
+        takes_any = any(p.kind == p.VAR_KEYWORD for p in known.values())
+        self.tracker = init(**{name: value for name, value in settings.items()
+                               if name in known or takes_any})
+        self.tracked = str(getattr(self.tracker, by, self.folder.name))
 
     def log(self, records):
         """Add records, dicts with their step, to the log."""

@@ -37,7 +37,10 @@ class Machine:
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA asks for
             torch.use_deterministic_algorithms(True)
         self.device = self.together(choose_device, options.device)
-        self.sharded = getattr(options, 'shard', False) and self.world > 1
+        wanted = getattr(options, 'shard', False)
+        self.sharded = wanted and self.world > 1
+        if wanted and not self.sharded:
+            print('shard=True: there is a single process, which has all; torchrun starts several')
         if self.sharded and self.device.type not in ('cpu', 'cuda'):
             raise UserError(f'shard=True does not work on {self.device}, only on cpu and cuda')
         asked = self.device.type == 'cpu' and options.dtype != 'float32' and (
@@ -190,7 +193,8 @@ def out_of_memory(options):
             raise
         sizes = [name for name in ('micro_batch_size', 'block_size', 'context', 'num_samples')
                  if hasattr(options, name)]
-        more = ', or --recompute=True' if hasattr(options, 'recompute') else ''
+        training = hasattr(options, 'recompute')
+        more = ', or --recompute=True, or --shard=True on several devices' if training else ''
         refusal = UserError(f'out of memory: a smaller {" or ".join(sizes)} helps{more}')
         refusal.any_rank = True  # it may be short of memory alone
         raise refusal from None

@@ -64,8 +64,10 @@ class VectorLinear(nn.Module):
         if x.numel() > x.size(-1):
             return F.linear(x, self.weight, self.bias)
         torch.backends.mkldnn.enabled = False
-        y = torch.mv(self.weight, x.flatten())
-        torch.backends.mkldnn.enabled = True
+        try:
+            y = torch.mv(self.weight, x.flatten())
+        finally:
+            torch.backends.mkldnn.enabled = True
         y = y if self.bias is None else y.add_(self.bias)
         return y.view(*x.shape[:-1], -1)
 

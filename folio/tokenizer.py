@@ -68,11 +68,11 @@ class Tokenizer:
 
     def encode(self, text):
         """The ids of a text, a numpy array of integers (N,); special tokens in it are plain text.
-        UserError for a character that a character vocabulary lacks."""
+        UserError for a character that the vocabulary lacks."""
         if self.kind == 'bpe':
             return encode_bpe(self.encoding, text)
         if self.kind == 'json':
-            return np.array(self.encoder.encode(text, add_special_tokens=False).ids, np.int64)
+            return encode_json(self.encoder, text)
         if self.kind == 'byte':
             return np.frombuffer(text.encode(), np.uint8)
         ids = self.ids.take(code_points(text), mode='clip')  # the last one is no character's
@@ -159,12 +159,13 @@ def tiktoken_spec(name):
 
 def json_spec(path):
     """The dict of the tokenizer.json at this path; UserError if it can't be read."""
-    import_library('tokenizers', f'the tokenizer {path}')
     try:
-        return {'kind': 'json', 'name': path.resolve().parent.name,
+        spec = {'kind': 'json', 'name': path.resolve().parent.name,
                 'json': path.read_text(encoding='utf-8')}
     except (OSError, ValueError) as error:  # ValueError: no UTF-8
         raise UserError(f'the tokenizer {path} can\'t be read: {error}') from None
+    load_json(spec)  # which refuses what is not in the format
+    return spec
 
 
 def train_bpe(texts, vocab_size):
@@ -232,6 +233,14 @@ def encode_bpe(encoding, text):
         return encode(text)
     except ValueError:
         return np.concatenate(list(map(encode, at_words(cut_up(text)))))
+
+
+def encode_json(library, text):
+    """The ids that a Tokenizer of `tokenizers` gives for a text."""
+    try:
+        return np.array(library.encode(text, add_special_tokens=False).ids, np.int64)
+    except Exception as error:  # which is what the library raises, as for unknown characters
+        raise UserError(f'the tokenizer has no ids for the text: {first_line(error)}') from None
 
 
 def load_json(spec):

@@ -69,8 +69,11 @@ def main(argv):
 def import_model(options):
     """Make a checkpoint in out_dir of nanoGPT's, of a folder, or of a model of the hub."""
     source = folio.options.find(options.from_).resolve()
-    name = source.parent.name if source.is_file() else source.name
+    origin = source.parent if source.is_file() else source
+    name = origin.name
     folder = Path(os.path.expanduser(options.out_dir or folio.options.ROOT / 'out' / name))
+    if origin.exists() and folder.resolve() == origin:
+        raise UserError(f'{folder} is where the weights come from; name another --out_dir')
     shape, weights, spec = read_source(options, source, name)
     move_old_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -260,7 +263,7 @@ def write_folder(dest, contents, tensors):
         contents = contents | {INDEX: {'metadata': split.metadata,
                                        'weight_map': split.tensor_to_filename}}
     with whole(dest) as folder:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
         for file, content in contents.items():
             text = json.dumps(content, indent=None if file == 'tokenizer.json' else 2)
             (folder / file).write_text(text, encoding='utf-8')
@@ -274,16 +277,20 @@ def whole(dest):
     """A temporary path, to write dest there, which then gets its name; UserError where writing
     fails, and nothing is left of it."""
     path = Path(f'{dest}.tmp')
+    if path.exists():
+        raise UserError(f'{path} is in the way; remove it')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield path
         os.replace(path, dest)
-    except Exception as error:  # a full disk, of which libraries have their own
+    except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):  # it was a folder, or never there
             path.unlink()
+        if not isinstance(error, Exception):  # an interrupt
+            raise
         raise UserError(f'{dest} could not be written (is the disk full?): {first_line(error)}'
-                        ) from None
+                        ) from None  # a full disk, of which libraries have their own errors
 
 
 def json_files(description, spec, shape):

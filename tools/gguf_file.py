@@ -102,6 +102,9 @@ def encoding_values(content, name):
     """llama.cpp's name of the way in which a tokenizer.json cuts a text, and the merges; UserError
     where llama.cpp would give a text other ids."""
     model, before = content['model'], content.get('pre_tokenizer') or {}
+    if model.get('type', 'BPE') != 'BPE':
+        raise UserError(f'llama.cpp has no such tokenizer as {name}, a {model["type"]}; --to=hf '
+                        'writes any tokenizer')
     merges = [merge if isinstance(merge, str) else ' '.join(merge)
               for merge in model.get('merges', ())]
     cut = next((theirs for known, theirs in CUTS if steps(known) == steps(before)), None)
