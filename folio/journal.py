@@ -46,6 +46,8 @@ class Journal:
     def start_tracker(self, options):
         """Start a run in the tracker, or go on with the one that is tracked: wandb knows it by its
         id, trackio, which takes no id or dir, by its name."""
+        with contextlib.suppress(ImportError):  # trackio looks for it while `draw` may load it
+            import matplotlib.figure  # noqa: F401
         init = import_library(self.module, 'tracker' if options.tracker else 'wandb_project').init
         settings = {'project': options.wandb_project or Path(options.dataset).name,
                     'name': self.folder.name, 'dir': self.folder, 'id': self.tracked,
@@ -62,7 +64,8 @@ class Journal:
     def track(self, records):
         """Send records to the tracker, which may take its time to fail."""
         for record in records if self.tracker else []:
-            if not self.attempt(self.module, self.tracker.log, record, record['step']):
+            numbers = {name: record[name] for name in record if name != 'step'}  # its name for x
+            if not self.attempt(self.module, self.tracker.log, numbers, record['step']):
                 self.tracker = None  # each further call might take as long to fail
                 return
 

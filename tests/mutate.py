@@ -231,7 +231,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('for name in settings if name in known})', 'for name in settings})'),
         ("'allow' if self.tracked else 'never'", "'never'"),
         ("and line.endswith(b'\\n')", ''),
-        ("self.tracker.log, record, record['step'])", 'self.tracker.log, record, 0)'),
+        ("self.tracker.log, numbers, record['step'])", 'self.tracker.log, numbers, 0)'),
         ("key=lambda record: record['val_loss']", "key=lambda record: -record['val_loss']"),
     ],
     'folio/machine.py': [
