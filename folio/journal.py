@@ -48,6 +48,8 @@ class Journal:
         id, trackio, which takes no id or dir, by its name."""
         if not self.module.isidentifier():  # it may come from a checkpoint
             raise UserError('that is no name of a module')
+        with contextlib.suppress(ImportError):  # trackio looks for it while `draw` may load it
+            import matplotlib.figure  # noqa: F401
         init = import_library(self.module, 'tracker' if options.tracker else 'wandb_project').init
         known = inspect.signature(init).parameters
         by = 'id' if 'id' in known else 'name'
@@ -56,9 +58,9 @@ class Journal:
                     'config': dataclasses.asdict(options)}
         if self.tracked:
             settings |= {by: self.tracked, 'resume': 'allow'}
-        takes_any = any(p.kind == p.VAR_KEYWORD for p in known.values())
-        self.tracker = init(**{name: value for name, value in settings.items()
-                               if name in known or takes_any})
+        if not any(p.kind == p.VAR_KEYWORD for p in known.values()):
+            settings = {name: settings[name] for name in settings if name in known}
+        self.tracker = init(**settings)
         self.tracked = str(getattr(self.tracker, by, self.folder.name))
 
     def log(self, records):
@@ -68,7 +70,8 @@ class Journal:
     def track(self, records):
         """Send records to the tracker, which may take its time to fail."""
         for record in records if self.tracker else []:
-            if not self.attempt(self.module, self.tracker.log, record, record['step']):
+            numbers = {name: record[name] for name in record if name != 'step'}  # its name for x
+            if not self.attempt(self.module, self.tracker.log, numbers, record['step']):
                 self.tracker = None  # each further call might take as long to fail
                 return
 
@@ -206,7 +209,7 @@ def draw_curves(logs, path):
     axes.set(xlabel='tokens', ylabel='loss in nats per token (faint: training)')
     for i, (label, records) in enumerate(logs.items()):
         draw_losses(axes, records, f'C{i}', label)
-    axes.legend()
+    axes.legend(loc='upper right')  # to look for the best place takes long
     path.parent.mkdir(parents=True, exist_ok=True)
     axes.figure.savefig(path, dpi=150)
     return True

@@ -84,9 +84,8 @@ class Muon(torch.optim.Optimizer):
     For matrices only. A group has 'heights', a list for each parameter: the rows of the matrices
     that it holds one above the other. All matrices of one shape are orthogonalized together, in
     `dtype`. Like torch's fused optimizers it takes no step where found_inf, a tensor, is not 0.
-    Of a sharded parameter one process, the parameters' owners taking turns, gathers the matrices,
-    their updates and squares, takes the step as if there were no other, and the others get their
-    rows of the result.
+    Sharded parameters are dealt with a few at a time: each process gathers one, with its update and
+    squares, takes the step as if it were alone, and hands the rows back.
     """
 
     def __init__(self, params, lr, momentum=0.95, beta2=0.95, weight_decay=0.0,
@@ -99,17 +98,25 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            tensors = [(p, self.momentum_update(p, group['momentum']), self.state[p]['squares'])
-                       for p in group['params']]
-            whole = [shard.gather(each, i) for i, each in enumerate(tensors)]
-            by_shape = defaultdict(list)  # shape: (matrix, its update, the squares of its rows)
-            for each, heights in zip(whole, group['heights'], strict=True):
-                for part in zip(*(x.split(heights) for x in each), strict=True):
-                    by_shape[part[0].shape].append(part)
-            for parts in by_shape.values():
-                self.update_matrices(*zip(*parts, strict=True), group)
-            for i, (p, _, squares) in enumerate(tensors):
-                shard.scatter(whole[i][::2], [p, squares], i)
+            pairs = list(zip(group['params'], group['heights'], strict=True))
+            size = shard.gathered_at_once(group['params'])
+            for i in range(0, len(pairs), size):
+                self.step_together(pairs[i:i + size], group)
+
+    def step_together(self, pairs, group):
+        """Take a step with some parameters, (p, heights), and all their matrices of one shape at
+        once."""
+        tensors = [(p, self.momentum_update(p, group['momentum']), self.state[p]['squares'])
+                   for p, _ in pairs]
+        whole = [shard.gather(each, i) for i, each in enumerate(tensors)]
+        by_shape = defaultdict(list)  # shape: (matrix, its update, the squares of its rows)
+        for each, (_, heights) in zip(whole, pairs, strict=True):
+            for part in zip(*(x.split(heights) for x in each), strict=True):
+                by_shape[part[0].shape].append(part)
+        for parts in by_shape.values():
+            self.update_matrices(*zip(*parts, strict=True), group)
+        for i, (p, _, squares) in enumerate(tensors):
+            shard.scatter(whole[i][::2], [p, squares], i)
 
     def momentum_update(self, p, momentum):
         """The gradient's moving average, looked at one step ahead (Nesterov)."""

@@ -50,7 +50,7 @@ def replace_parameters(optimizers, new, mesh):
 
 def deal(tensor, mesh, rows=True, owner=0):
     """A tensor that the process `owner` has, as a DTensor whose rows the processes share, or if not
-    `rows` the same tensor everywhere; of the others' only the shape is looked at."""
+    `rows` the same tensor everywhere. The others give one of its shape."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
     if dist.get_rank() != owner:
         tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device=mesh.device_type)
@@ -70,20 +70,24 @@ def whole_tensor(tensor):
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
+def gathered_at_once(parameters):
+    """How many parameters to gather at a time: one for each process, or all if none is sharded."""
+    return dist.get_world_size() if is_sharded(parameters[0]) else len(parameters)
+
+
 def gather(tensors, number):
-    """Sharded tensors as whole ones, on one process, whose turn it is by `number`, and none
-    elsewhere; any other tensors as they are."""
+    """Sharded tensors as whole ones on the process that is their owner, the one of this number, and
+    an empty list on the others; tensors that are not sharded as they are."""
     whole = [whole_tensor(tensor) for tensor in tensors]
-    mine = not is_sharded(tensors[0]) or dist.get_rank() == number % dist.get_world_size()
+    mine = not is_sharded(tensors[0]) or dist.get_rank() == number
     return whole if mine else []
 
 
 def scatter(whole, tensors, number):
-    """Put what `gather` gave one process, and it changed, back into the sharded tensors."""
+    """Put what `gather` gave the owner, and it changed, back into the sharded tensors."""
     for theirs, ours in zip(whole or tensors, tensors, strict=True):
         if is_sharded(ours):
-            owner = number % dist.get_world_size()
-            ours.copy_(deal(theirs, ours.device_mesh, owner=owner))
+            ours.copy_(deal(theirs, ours.device_mesh, owner=number))
 
 
 @contextlib.contextmanager

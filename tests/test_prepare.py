@@ -23,6 +23,7 @@ from folio import texts
 from folio.cli import UserError
 from folio.tokenizer import Tokenizer, tiktoken_spec
 from prepare import Tokens, open_corpus, read_characters
+from tools import hf_tokenizer
 
 
 def read(folder):
@@ -172,6 +173,30 @@ def test_a_learned_vocabulary_brings_the_text_back_with_separators_between_docum
     assert ids.count(start) == len(files) - 1 and start not in (ids[0], ids[-1])
     whole = '<|endoftext|>'.join(path.read_text() for path in files)
     assert train + val == whole
+
+
+def test_the_tokenizer_json_of_a_vocabulary_gives_the_tokens_of_that_vocabulary(home):
+    pytest.importorskip('tokenizers')
+    for i, end in enumerate(('\n', '', ' ')):
+        (home / f'{i}.txt').write_text(f'document {i}: straße 🙂 ' * 20 + end)
+    prepare.main(['--input=*.txt', '--tokenizer=bpe:300', '--name=some'])
+    spec = read(home / 'data' / 'some')[0]['tokenizer']
+    (home / 'tokenizer.json').write_text(json.dumps(hf_tokenizer.to_json(spec)))
+    prepare.main(['--input=*.txt', '--tokenizer=tokenizer.json', '--name=same'])
+    for name in ('train.bin', 'val.bin'):
+        some, same = ((home / 'data' / folder / name).read_bytes() for folder in ('some', 'same'))
+        assert some == same and some
+
+
+@pytest.mark.parametrize('content, message', [
+    ('{"model"', 'is not in the format of tokenizers'),
+    (json.dumps(hf_tokenizer.to_json({'kind': 'char', 'chars': 'abc'})), 'has no ids for')])
+def test_a_tokenizer_json_that_does_not_do_is_one_line(home, content, message):
+    pytest.importorskip('tokenizers')
+    (home / 'tokenizer.json').write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        prepare.main(['--input=tiny.txt', '--tokenizer=tokenizer.json', '--name=some'])
+    assert '\n' not in str(error.value) and not (home / 'data' / 'some').exists()
 
 
 def test_rare_characters_become_one_unknown_and_their_share_is_said(home, capsys):

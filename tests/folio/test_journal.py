@@ -54,7 +54,7 @@ def test_a_tracker_gets_every_record_with_its_step(tmp_path):
     tracked = journal.Journal(tmp_path, Plain, 0)
     tracked.tracker = Tracker()
     tracked.track(RECORDS)
-    assert Tracker.logged == [(record['step'], record) for record in RECORDS]
+    assert [record | {'step': step} for step, record in Tracker.logged] == RECORDS
 
 
 def test_the_curve_is_a_picture_with_the_best_marked(tmp_path):
@@ -210,8 +210,8 @@ from types import SimpleNamespace
 def init(project, name=None, config=None, resume='never'):
     def log(record, step):
         with open('tracked.jsonl', 'a') as file:
-            print(json.dumps([project, name, config['n_layer'], resume, step]), file=file)
-    return SimpleNamespace(id='number', log=log)
+            print(json.dumps([project, name, resume, step, *record]), file=file)
+    return SimpleNamespace(name=f'{name}-2', log=log)  # as if that name was taken
 """
 
 
@@ -223,8 +223,29 @@ def test_any_module_with_the_init_of_wandb_may_track_a_run(home, monkeypatch):
     train.main([*TINY, '--max_steps=1', '--out_dir=a', '--tracker=standing_in'])
     train.main(['--resume=True', '--max_steps=2', '--out_dir=a', '--wandb_project=folio'])
     tracked = [json.loads(line) for line in open('tracked.jsonl')]
-    assert tracked == [['tiny', 'a', 2, 'never', 1], ['folio', 'a', 2, 'allow', 2]]
-    assert checkpoint.load('a/ckpt.pt')['tracker'] == 'number'
+    assert [line[:4] for line in tracked] == [
+        ['tiny', 'a', 'never', 1], ['folio', 'a-2', 'allow', 2]]
+    assert all('val_loss' in line and 'step' not in line for line in tracked)
+    assert checkpoint.load('a/ckpt.pt')['tracker'] == 'a-2-2'
+
+
+def test_a_checkpoint_names_no_module_that_is_run(home, capsys):
+    (home / 'out').mkdir()
+    (home / 'out' / 'x.py').write_text('raise SystemExit("this was run")')
+    assert train.main([*TINY, '--max_steps=1', '--out_dir=run', '--tracker=out.x']) == 0
+    assert 'out.x failed, training goes on: that is no name of a module' in capsys.readouterr().out
+
+
+def test_a_tracker_may_take_any_settings_and_give_its_runs_no_name(tmp_path, monkeypatch):
+    seen = {}
+
+    def init(**settings):
+        seen.update(settings)
+        return SimpleNamespace(log=None)
+    monkeypatch.setitem(sys.modules, 'taking', SimpleNamespace(init=init))
+    kept = journal.Journal(tmp_path / 'run', train.TrainConfig(tracker='taking'), 0)
+    assert seen['project'] == 'stdlib' and seen['config']['tracker'] == 'taking'
+    assert 'resume' not in seen and kept.tracked == 'run'
 
 
 def test_a_run_goes_on_without_a_tracker_that_is_missing_or_is_none(home, capsys):

@@ -673,6 +673,8 @@ def test_an_index_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, index, 
     (['--to=ggml'], "'hf'"), (['--to=gguf', '--dest=x'], 'or --to=gguf'),
     (['--from=a b'], 'a b is no folder, .*Repo id must'),
     (['--from=../x'], '../x is no folder'), (['--from=empty'], 'empty/config.json.* No such file'),
+    (['--from=empty', '--out_dir=empty'], 'empty is where the weights come from'),
+    (['--to=hf', '--out_dir=ours.pt', '--dest=taken'], 'taken.tmp is in the way'),
     (['--to=hf', '--out_dir=ours.pt', '--dest=full'], 'full is there already'),
     (['--to=hf', '--out_dir=ours.pt', '--dest=.'], 'is there already'),
     (['--to=hf', '--out_dir=ours.pt', '--dest=ours.pt'], 'ours.pt is there already')])
@@ -682,20 +684,25 @@ def test_what_cannot_be_meant_is_one_line(tmp_path, monkeypatch, argv, message):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full/file').touch()
+    (tmp_path / 'taken.tmp').mkdir()
     with pytest.raises(UserError, match=message) as error:
         convert.main(argv)
     assert '\n' not in str(error.value)
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize('failure, raised, message', [
+    (OSError('No space left on device'), UserError, 'theirs could not be written .* No space left'),
+    (KeyboardInterrupt(), KeyboardInterrupt, None)])
+def test_a_full_disk_or_an_interrupt_leaves_nothing_half_written(
+        tmp_path, monkeypatch, failure, raised, message):
     monkeypatch.chdir(tmp_path)
     save_ours({})
 
     def full(tensors, path, **_):
         path.write_bytes(b'half')
-        raise OSError('No space left on device')
+        raise failure
     monkeypatch.setattr(safetensors, 'save_file', full)
-    with pytest.raises(UserError, match='theirs could not be written .* No space left'):
+    with pytest.raises(raised, match=message):
         export()
     assert sorted(path.name for path in tmp_path.iterdir()) == ['ours.pt']
 

@@ -211,6 +211,8 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_refused_by_name(folder, bpe):
             (changed(bpe, normalizer={'type': 'Lowercase'}), 'theirs cuts'),
             (changed(bpe, model=fewer), 'theirs cuts'), (None, 'an unknown tokenizer'),
             (changed(bpe, added_tokens=[]), 'no end of a text, <|endoftext|>'.replace('|', r'\|')),
+            (changed(bpe, model={'type': 'Unigram', 'unk_id': 0, 'vocab': [['a', 0.0]]}),
+             'no such tokenizer as theirs, a Unigram'),
             (bpe | {'pattern': r'\w+|\W'}, 'bpe:300 cuts a text')]:
         save_ours(spec, **LLAMA)
         with pytest.raises(UserError, match=message):
