@@ -37,12 +37,7 @@ class Machine:
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA asks for
             torch.use_deterministic_algorithms(True)
         self.device = self.together(choose_device, options.device)
-        wanted = getattr(options, 'shard', False)
-        self.sharded = wanted and self.world > 1
-        if wanted and not self.sharded:
-            print('shard=True: there is a single process, which has all; torchrun starts several')
-        if self.sharded and self.device.type not in ('cpu', 'cuda'):
-            raise UserError(f'shard=True does not work on {self.device}, only on cpu and cuda')
+        self.sharded = self.can_share(getattr(options, 'shard', False))
         asked = self.device.type == 'cpu' and options.dtype != 'float32' and (
             options.dtype != 'bfloat16' or 'dtype' in given)
         fastest = self.gather(fastest_format(rows, size) if asked and self.rank == 0 else None)[0]
@@ -57,6 +52,15 @@ class Machine:
                                           'compile' in given)
             chosen['compile'] = self.compiled
         return dataclasses.replace(options, **chosen)
+
+    def can_share(self, wanted):
+        """Whether the parameters are shared out to the processes, as wanted; UserError on a device
+        that can't."""
+        if wanted and self.world == 1:
+            print('shard=True: there is a single process, which has all; torchrun starts several')
+        elif wanted and self.device.type not in ('cpu', 'cuda'):
+            raise UserError(f'shard=True does not work on {self.device}, only on cpu and cuda')
+        return wanted and self.world > 1
 
     def autocast(self):
         """A context in which matrix products are made in `dtype`. Its cache keeps copies of all the

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from storm import equal
 
 from folio import checkpoint
+from folio.cli import UserError
 from folio.machine import Machine
 from folio.optim import load_states, make_optimizers
 from folio.shard import gathered, is_sharded, shard
@@ -103,3 +104,14 @@ def test_a_gathered_model_says_and_draws_what_a_plain_one_does(alone):
 def test_any_other_model_is_gathered_as_it_is():
     with gathered(torch.nn.Linear(1, 1)):
         pass
+
+
+def test_a_single_process_has_all_and_is_told_so(capsys):
+    assert Machine(CPU).can_share(True) is False
+    assert 'there is a single process' in capsys.readouterr().out
+    assert Machine(CPU, world=2).can_share(True) and not Machine(CPU, world=2).can_share(False)
+
+
+def test_a_device_without_fsdp_is_named():
+    with pytest.raises(UserError, match='shard=True does not work on mps'):
+        Machine(torch.device('mps'), world=2).can_share(True)
