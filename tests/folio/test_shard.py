@@ -76,6 +76,14 @@ def test_a_sharded_model_takes_the_steps_of_a_plain_one(alone, more):
     assert equal(state_of(*plain), state_of(*sharded))
 
 
+def test_a_sharded_model_whose_blocks_are_compiled_takes_the_same_steps(alone):
+    options, plain, sharded = plain_and_sharded()
+    for block in sharded[0].blocks:
+        block.compile(backend='eager')
+    expected, found = take_steps(*plain, options), take_steps(*sharded, options)
+    assert torch.allclose(torch.tensor(expected), torch.tensor(found), atol=1e-5)
+
+
 def test_a_step_that_is_not_finite_leaves_a_sharded_model_as_it_was(alone):
     options, _, sharded = plain_and_sharded()
     before = state_of(*sharded)
