@@ -42,7 +42,7 @@ SCRIPTS = {  # the options of each, and what makes its runs short
     'docs/questions.py': (QuestionConfig, '--seeds=1 --max_steps=2'),
 }
 SCRIPT = r'(?<![\w/.])(?:(?:tools|docs)/)?\w+\.py\b'
-NOT_RUN = (r'gpt2|nanoGPT|finetune|torchrun|llama\.cpp|'  # GPUs, networks, downloads, others' files
+NOT_RUN = (r'gpt2|nanoGPT|qwen3|finetune|torchrun|llama\.cpp|'  # GPUs, networks, others' files
            r'^(uv|sbatch|for|ip|sky) ')
 
 
