@@ -23,22 +23,32 @@ def pack(model, dtype, rows=1):
     """The model, on a CPU, with its numbers in this torch.dtype and its linear layers replaced, in
     place, by ones that are the fastest for so many rows, if the CPU has kernels for them.
     torch.int8 is for the linear layers only, the rest is float32; UserError without kernels."""
-    able = torch.backends.mkldnn.is_available() and (
-        dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    able = has_kernels(dtype)
     if dtype == torch.int8 and not able:
         raise UserError('dtype=int8 does not work here: this torch has no oneDNN')
     numbers = torch.float32 if dtype == torch.int8 else dtype
-    kind, smallest = functools.partial(PackedLinear, rows), SMALLEST
-    if dtype == torch.int8:
-        kind, smallest = Int8Linear, 0
-    elif dtype == torch.bfloat16 and rows == 1:
-        kind, smallest = VectorLinear, 0
+    kind, smallest = kind_of_layer(dtype, rows)
     for module in model.modules() if able else []:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child.weight.numel() >= smallest:
                 child.to(numbers)  # one after another, which takes less memory
                 setattr(module, name, kind(child.weight.detach(), child.bias))
     return model.to(numbers)
+
+
+def has_kernels(dtype):
+    """Whether oneDNN is there, and works in this format on this CPU."""
+    return torch.backends.mkldnn.is_available() and (
+        dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def kind_of_layer(dtype, rows):
+    """(what makes a layer of weight and bias, the fewest weights for which it is faster)."""
+    if dtype == torch.int8:
+        return Int8Linear, 0
+    if dtype == torch.bfloat16 and rows == 1:
+        return VectorLinear, 0
+    return functools.partial(PackedLinear, rows), SMALLEST
 
 
 class PackedLinear(nn.Module):
