@@ -177,7 +177,8 @@ def attend(q, k, v, dropout=0.0):
     """softmax(q k' / sqrt(D)) v for q (B, H, T, D), k and v (B, K, S, D), the fastest way; the last
     query sees all S keys, each query before it one less."""
     T, S = q.size(2), k.size(2)
-    if q.device.type == 'cpu' and T == S <= 512 and not unsound_if_explicit(q):
+    longest = 1024 if q.dtype == torch.bfloat16 else 512  # for which SDPA is slower on a CPU
+    if q.device.type == 'cpu' and T == S <= longest and not unsound_if_explicit(q):
         return attend_explicitly(q, k, v, dropout)
     mask = None
     if T not in (1, S):
@@ -192,17 +193,27 @@ def unsound_if_explicit(q):
     return torch.compiler.is_compiling() and q.dtype == torch.bfloat16 and q.size(-1) >= 64
 
 
-def attend_explicitly(q, k, v, dropout=0.0):
+def attend_explicitly(q, k, v, dropout=0.0, size=256):
     """The same for T = S, step by step: on a CPU SDPA's backward pass is slower for short texts.
+    `size` queries at a time meet the keys up to theirs."""
+    k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+    ends = range(size, q.size(2) + size, size)
+    return torch.cat([attend_some(q[:, :, end - size:end], k[:, :, :end], v[:, :, :end], dropout)
+                      for end in ends], dim=2)
 
-    scores = q k' / sqrt(D) + mask, (B H, T, T), where the mask is -inf for keys in the future and
+
+def attend_some(q, k, v, dropout):
+    """The same for the last T queries of a text, with all matrices in sight.
+
+    scores = q k' / sqrt(D) + mask, (B H, T, S), where the mask is -inf for keys in the future and
     else 0, so that the softmax gives those no weight.
     """
     B, H, T, D = q.shape
-    k, v = (x.repeat_interleave(H // x.size(1), dim=1).reshape(B * H, T, D) for x in (k, v))
-    mask = torch.full((T, T), float('-inf'), dtype=q.dtype, device=q.device).triu(1)
-    scores = torch.baddbmm(mask, q.reshape(B * H, T, D), k.transpose(1, 2), alpha=D ** -0.5)
-    weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B H, T, T)
+    q, k, v = (x.reshape(B * H, -1, D) for x in (q, k, v))
+    S = k.size(1)
+    mask = torch.full((T, S), float('-inf'), dtype=q.dtype, device=q.device).triu(1 + S - T)
+    scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=D ** -0.5)
+    weights = F.dropout(scores.softmax(dim=-1), dropout)  # (B H, T, S)
     return (weights @ v).view(B, H, T, D)
 
 
@@ -299,17 +310,43 @@ class Block(nn.Module):
         return x.lerp(before, self.shares[sublayer].to(x.dtype))
 
 
-def cross_entropy(x, weight, targets, most=2 ** 25):
+def cross_entropy(x, weight, targets, most=2 ** 24):
     """The mean cross entropy of targets (N,), -1 ignored, and the logits x @ weight' of x (N, C);
-    at most `most` of those are held at a time, and the backward pass computes them again."""
-    def loss(x, targets):
-        logits = F.linear(x, weight).float()
-        return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
+    at most `most` of those are held at a time."""
     rows, count = max(1, most // len(weight)), (targets >= 0).sum().clamp(min=1)
     if len(x) <= rows or torch.compiler.is_compiling():  # which holds few by itself
-        return loss(x, targets) / count
+        return total_loss(x, weight, targets) / count
+    if torch.is_grad_enabled():
+        return LossByParts.apply(x, weight, targets, rows) / count
     parts = zip(x.split(rows), targets.split(rows), strict=True)
-    return sum(checkpoint(loss, *part, use_reentrant=False) for part in parts) / count
+    return sum(total_loss(part, weight, ids) for part, ids in parts) / count
+
+
+def total_loss(x, weight, targets):
+    """The sum of the cross entropies of targets (N,), -1 ignored, and the logits x @ weight'."""
+    logits = F.linear(x, weight).float()
+    return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
+
+
+class LossByParts(torch.autograd.Function):
+    """total_loss of `rows` of x at a time. Its gradients are computed along with it: for the
+    backward pass the logits would have to be kept, or computed again."""
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, rows):
+        x, weight = ctx.inputs = [each.detach().requires_grad_() for each in (x, weight)]
+        total = 0
+        with torch.enable_grad():
+            for part, ids in zip(x.split(rows), targets.split(rows), strict=True):
+                loss = total_loss(part, weight, ids)
+                loss.backward()
+                total += loss.detach()
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.inputs
+        return x.grad.mul_(grad), weight.grad.mul_(grad), None, None
 
 
 class GPT(nn.Module):

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SECONDS = 60
 MUTATIONS = {  # module: [(its text, what stands there instead)]
     'model.py': [
-        ('triu(1)', 'triu(2)'),
+        ('triu(1 + S - T)', 'triu(2 + S - T)'),
         ('alpha=D ** -0.5', 'alpha=D ** -1.0'),
         ('second * cos + first * sin', 'second * cos - first * sin'),
         ('nn.Linear(self.n_head * self.head_size, ', 'nn.Linear(config.n_embd, '),

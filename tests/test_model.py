@@ -260,11 +260,12 @@ def test_recomputing_changes_nothing(dropout=0.2):
     assert all(map(torch.equal, *gradients))
 
 
+@pytest.mark.parametrize('size', [1, 4, 5, 10, 256])
 @pytest.mark.parametrize('heads, key_heads', [(4, 4), (4, 2), (3, 1)])
-def test_explicit_attention_and_sdpa_are_the_same(heads, key_heads):
+def test_explicit_attention_and_sdpa_are_the_same(heads, key_heads, size):
     q, k, v = (torch.randn(2, n, 10, 8, requires_grad=True) for n in (heads, key_heads, key_heads))
     results = []
-    for y in (attend_explicitly(q, k, v), F.scaled_dot_product_attention(
+    for y in (attend_explicitly(q, k, v, size=size), F.scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=True)):
         results.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v))])
     for ours, theirs in zip(*results, strict=True):
