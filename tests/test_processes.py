@@ -1,9 +1,11 @@
 """Several processes do what one does, and survive each other's deaths, failures and signals."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,13 +15,15 @@ import torch
 from conftest import ENVIRONMENT, TINY, children
 from storm import CLOCK, differences
 
-from folio import checkpoint
+import folio.options
+import train
+from folio import checkpoint, cli
 from folio.journal import read_log
 
 pytestmark = pytest.mark.slow
 # At the usual rates training is chaotic: within 100 steps it makes 1e-3 of a rounding error.
-OPTIONS = [*TINY, '--batch_size=8', '--micro_batch_size=1', '--max_steps=200',
-           '--eval_interval=50', '--log_interval=10', '--learning_rate=1e-3', '--muon_lr=3e-3']
+OPTIONS = [*TINY, '--batch_size=8', '--micro_batch_size=1', '--max_steps=40',
+           '--eval_interval=10', '--log_interval=5', '--learning_rate=1e-3', '--muon_lr=3e-3']
 AGREEING = ('step', 'tokens', 'lr')
 PATIENCE = 120  # seconds; a machine with other work on it is slow
 
@@ -27,6 +31,56 @@ PATIENCE = 120  # seconds; a machine with other work on it is slow
 def torchrun(processes, *more):
     """The start of a command for so many processes on one node."""
     return ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}', *more]
+
+
+FORKS = multiprocessing.get_context('forkserver')  # whose processes have torch from their start
+FORKS.set_forkserver_preload(['train', 'torch._dynamo', 'torch.distributed.fsdp',
+                              'torch.distributed.checkpoint.state_dict'])
+
+
+class Ranks:
+    """main(argv) in so many processes, as torchrun starts them, of the scripts in a folder."""
+
+    def __init__(self, folder, processes, *argv, main=train.main):
+        with socket.socket() as free:
+            free.bind(('localhost', 0))
+            port = free.getsockname()[1]
+        self.outputs = [folder / f'{port}.{rank}.txt' for rank in range(processes)]
+        self.processes = []
+        for rank, path in enumerate(self.outputs):
+            path.touch()
+            arguments = main, argv, rank, port, self.outputs
+            self.processes.append(FORKS.Process(target=run_rank, args=arguments))
+            self.processes[-1].start()
+
+    def wait(self):
+        """The exit codes, and what each process printed."""
+        for process in self.processes:
+            process.join(PATIENCE)
+            process.kill()  # one that is too late
+        return ([process.exitcode for process in self.processes],
+                [path.read_text() for path in self.outputs])
+
+
+def run_rank(main, argv, rank, port, outputs):
+    """main(argv) as one process of as many as there are files for their outputs."""
+    world = str(len(outputs))
+    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': world,
+                   'LOCAL_WORLD_SIZE': world, 'MASTER_ADDR': 'localhost', 'MASTER_PORT': str(port)}
+    torch.set_num_threads(1)
+    folio.options.ROOT = outputs[rank].parent
+    os.chdir(folio.options.ROOT)
+    file = os.open(outputs[rank], os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv[1:] = argv
+    cli.run(main)
+
+
+def train_together(folder, processes, *argv, main=train.main):
+    """The same, of processes that have to end well."""
+    codes, outputs = Ranks(folder, processes, *argv, main=main).wait()
+    assert codes == [0] * processes, outputs
 
 
 def finish(*processes):
@@ -59,10 +113,8 @@ def whole(prepared, checkout):
     """A function that gives the folder of an undisturbed run of so many processes."""
     def run(processes):
         folder = checkout / f'whole{processes}'
-        launcher = torchrun(processes) if processes > 1 else []
         if not folder.exists():
-            finish(prepared(*launcher, 'train.py', *OPTIONS, '--resume=True',
-                             f'--out_dir={folder}'))
+            train_together(checkout, processes, *OPTIONS, '--resume=True', f'--out_dir={folder}')
         return folder
     return run
 
@@ -73,22 +125,20 @@ def test_more_processes_have_the_losses_of_one(whole, processes):
 
 
 @pytest.mark.parametrize('processes', [1, 4])
-def test_what_two_processes_saved_goes_on_with_another_number(prepared, checkout, whole, processes):
+def test_what_two_processes_saved_goes_on_with_another_number(checkout, whole, processes):
     folder = checkout / f'on{processes}'
     shutil.copytree(whole(2), folder, ignore=shutil.ignore_patterns('ckpt.pt'))
-    assert checkpoint.load(folder / 'ckpt.prev.pt')['step'] == 150
-    launcher = torchrun(processes) if processes > 1 else []
-    finish(prepared(*launcher, 'train.py', *OPTIONS, f'--out_dir={folder}', '--resume=True'))
+    assert checkpoint.load(folder / 'ckpt.prev.pt')['step'] == 30
+    train_together(checkout, processes, *OPTIONS, f'--out_dir={folder}', '--resume=True')
     assert_same_losses(whole(1), folder)
 
 
 # --- a model that no process has whole ------------------------------------------------------------
 
 def test_processes_that_share_a_model_have_the_losses_and_the_checkpoint_of_one(
-        prepared, checkout, whole):
+        checkout, whole):
     folder = checkout / 'shared'
-    if not folder.exists():
-        finish(prepared(*torchrun(2), 'train.py', *OPTIONS, '--shard=True', f'--out_dir={folder}'))
+    train_together(checkout, 2, *OPTIONS, '--shard=True', f'--out_dir={folder}')
     assert_same_losses(whole(1), folder)
     for name in ('ckpt.pt', 'best.pt'):
         one, other = (shapes_of(storm.state_of(run / name)) for run in (whole(1), folder))
@@ -104,22 +154,19 @@ def shapes_of(value):
     return (value.shape, value.dtype) if isinstance(value, torch.Tensor) else type(value)
 
 
-SAVING = """
-import train
-train.training_loop = lambda run: train.save_run(run, True)
-train.cli.run(train.main)
-"""
+def only_save(argv):
+    """train.py, but what it loads is saved again at once."""
+    train.training_loop = lambda run: train.save_run(run, True)
+    train.main(argv)
 
 
 @pytest.mark.parametrize('ours, theirs', [(1, 4), (2, 1)])
 def test_what_is_saved_goes_on_bit_for_bit_with_any_number_that_share(
-        prepared, checkout, whole, ours, theirs):
-    (checkout / 'saving.py').write_text(SAVING)
+        checkout, whole, ours, theirs):
     source, folder = whole(ours), checkout / f'from{ours}to{theirs}'
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns('ckpt.pt'))
-    launcher = torchrun(theirs) if theirs > 1 else []
-    finish(prepared(*launcher, 'saving.py', '--resume=True', '--shard=True', '--max_steps=300',
-                    '--batch_size=8', f'--out_dir={folder}'))
+    train_together(checkout, theirs, '--resume=True', '--shard=True', '--max_steps=300',
+                   '--batch_size=8', f'--out_dir={folder}', main=only_save)
     saved, loaded = (checkpoint.read(path) for path in (folder / 'ckpt.pt',
                                                         source / 'ckpt.prev.pt'))
     assert storm.equal(saved['model'], loaded['model'])
@@ -134,17 +181,16 @@ def test_processes_that_share_any_kind_of_model_have_its_losses(
         prepared, checkout, processes, more):  # of 4 some have no row of a matrix of 2
     options = [*OPTIONS, *more, '--max_steps=12', '--eval_interval=5']
     one, all_ = (checkout / f'{name}{processes}' for name in ('kind', 'kind_of_all'))
-    finish(prepared('train.py', *options, f'--out_dir={one}'),
-           prepared(*torchrun(processes), 'train.py', *options, '--shard=True',
-                    f'--out_dir={all_}'))
+    train_together(checkout, 1, *options, f'--out_dir={one}')
+    train_together(checkout, processes, *options, '--shard=True', f'--out_dir={all_}')
     assert_same_losses(one, all_)
 
 
 def test_processes_that_share_a_model_end_together_where_it_diverges(prepared, checkout):
-    process = prepared(*torchrun(2), 'train.py', *OPTIONS, '--shard=True', '--muon_lr=1e12',
-                       '--learning_rate=1e12', '--out_dir=diverging')
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1 and err.count('not finite in 10 steps in a row') == 1, err
+    codes, outputs = Ranks(checkout, 2, *OPTIONS, '--shard=True', '--muon_lr=1e12',
+                           '--learning_rate=1e12', '--out_dir=diverging').wait()
+    assert codes == [1, 1], outputs
+    assert ''.join(outputs).count('not finite in 10 steps in a row') == 1, outputs
 
 
 LATE = """
@@ -233,36 +279,37 @@ def test_a_signal_to_one_rank_saves_and_training_goes_on(prepared, checkout):
     assert checkpoint.read(path)['step'] > saved + 50
 
 
-EVALUATING = """
-import sys, time, train
-def short(*arguments, batches=train.validation_batches):
-    return [(starts[i:i + 1], length) for starts, length in batches(*arguments)
-            for i in range(len(starts))]
-def evaluating(model, tokens, *rest, validate=train.validate):
-    print('evaluating', flush=True)
-    read = tokens.windows
-    tokens.windows = lambda *window: (time.sleep(0.02), read(*window))[1]
-    try:
-        return validate(model, tokens, *rest)
-    finally:
-        del tokens.windows
-train.validation_batches, train.validate = short, evaluating
-train.cli.run(train.main)
-"""
+def evaluate_slowly(argv):
+    """train.py, which says that it evaluates, one window after another."""
+    def short(*arguments, batches=train.validation_batches):
+        return [(starts[i:i + 1], length) for starts, length in batches(*arguments)
+                for i in range(len(starts))]
+
+    def evaluating(model, tokens, *rest, validate=train.validate):
+        print('evaluating', flush=True)
+        read = tokens.windows
+        tokens.windows = lambda *window: (time.sleep(0.02), read(*window))[1]
+        try:
+            return validate(model, tokens, *rest)
+        finally:
+            del tokens.windows
+    train.validation_batches, train.validate = short, evaluating
+    train.main(argv)
 
 
-def test_an_evaluation_that_a_signal_to_torchrun_ends_is_made_later(prepared, checkout):
-    (checkout / 'evaluating.py').write_text(EVALUATING)
-    argv = [*torchrun(2), 'evaluating.py', *TINY, '--max_steps=30', '--eval_interval=10',
-            '--resume=True', '--shard=True']
-    process = prepared(*argv, '--out_dir=owing')
-    for _ in range(2):
-        wait_for('evaluating', process)
-    process.terminate()
-    process.communicate(timeout=PATIENCE)
+def test_an_evaluation_that_a_signal_ends_is_made_later(prepared, checkout):
+    argv = [*TINY, '--max_steps=30', '--eval_interval=10', '--resume=True', '--shard=True']
+    ranks = Ranks(checkout, 2, *argv, '--out_dir=owing', main=evaluate_slowly)
+    while ranks.outputs[0].read_text().count('evaluating') < 2:
+        assert ranks.processes[0].is_alive(), ranks.wait()
+        time.sleep(0.01)
+    for process in ranks.processes:
+        process.terminate()
+    ranks.wait()
     state = checkpoint.read(checkout / 'owing' / 'ckpt.pt')
     assert (state['step'], state['evaluated']) == (20, 10)
-    finish(prepared(*argv, '--out_dir=owing'), prepared(*argv, '--out_dir=patient'))
+    for name in ('owing', 'patient'):
+        train_together(checkout, 2, *argv, f'--out_dir={name}', main=evaluate_slowly)
     one, other = ([record | CLOCK for record in read_log(checkout / name)]
                   for name in ('owing', 'patient'))
     assert one == other
@@ -272,6 +319,6 @@ def test_an_evaluation_that_a_signal_to_torchrun_ends_is_made_later(prepared, ch
 
 def test_all_processes_take_the_format_that_rank_0_finds_fast(prepared, checkout):
     options = [option for option in TINY if not option.startswith('--dtype')]
-    finish(prepared(*torchrun(2), 'train.py', *options, '--max_steps=2', '--out_dir=format'))
+    train_together(checkout, 2, *options, '--max_steps=2', '--out_dir=format')
     dtype = checkpoint.load(checkout / 'format')['config']['dtype']
     assert dtype in ('float32', 'bfloat16')  # the processes compare what they train with
