@@ -545,8 +545,10 @@ def train(run):
     start(run)
     try:
         training_loop(run)
-    finally:
-        run.writer.wait()
+    except Exception:
+        run.writer.wait()  # what was saved before; an interrupt ends at once
+        raise
+    run.writer.wait()
     reason = 'a signal' if run.stopped_by else None
     if reason is None and options.max_steps not in (None, progress.step):
         reason = 'max_seconds'
