@@ -212,7 +212,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('self.failed.discard(path)', 'pass'),
         ('zipfile.is_zipfile(path):  # else', 'True:  # else'),
         ('or file.testzip()', ''),
-        (' else \'meta\')', ' else \'cpu\')'),
+        ('        if self.keeps:\n', '        if True:\n'),
         ('folder = folder.resolve()', 'folder = folder.absolute()'),
         ('path.parent.mkdir(parents=True, exist_ok=True)', 'pass'),
         ('os.replace(temporary, path)', 'shutil.copy(temporary, path)'),

@@ -102,6 +102,13 @@ def test_what_is_written_in_the_background_is_what_there_was_when_it_was_saved(t
     assert (tmp_path / 'after').exists() and not writer.failed
 
 
+def test_a_process_that_keeps_no_checkpoint_writes_none(tmp_path):
+    writer = checkpoint.Writer(keeps=False)
+    writer.save({tmp_path / 'ckpt.pt': {'a': torch.ones(2)}}, lambda: (tmp_path / 'after').touch())
+    writer.wait()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_vanished_is_made_again_and_one_that_cannot_be_is_said(tmp_path, capsys):
     writer, path = checkpoint.Writer(), tmp_path / 'run' / 'ckpt.pt'
 
