@@ -10,9 +10,9 @@ from folio import cli  # first of all, for then an interrupt while torch is load
 # isort: split
 import contextlib
 import dataclasses
-import inspect
 import math
 import os
+import signal
 import textwrap
 import time
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ import folio.options
 from folio import checkpoint
 from folio.cli import UserError, progress_bar
 from folio.journal import Journal, tell_end, tell_progress, tell_start
-from folio.machine import Machine, Signals, catch_signals, ignore_save_signal, open_machine
+from folio.machine import Machine, Signals, catch_signals, open_machine
 from folio.optim import load_states, make_optimizers, param_groups
 from folio.options import DataName, InPath, OutPath
 from folio.shard import gathered, shard, whole_tensor
@@ -102,11 +102,10 @@ class Run:
     train_tokens: Tokens
     val_tokens: Tokens
     data: dict  # what tells its data from others, {split: [tokens, hash]}
+    writer: checkpoint.Writer
     progress: Progress = field(default_factory=Progress)
     resumed: bool = False
-    versions: dict = field(default_factory=checkpoint.versions)
-    journal: Journal | None = None  # on rank 0
-    writer: checkpoint.Writer = field(default_factory=checkpoint.Writer)
+    journal: Journal | None = None  # from its start on
     signals: Signals = field(default_factory=Signals)
     stopped_by: int = 0  # the signal that ends it, as all processes know it
     begin: float = 0.0  # when it began, by perf_counter
@@ -118,14 +117,12 @@ class Run:
 
 def main(argv):
     """Train what the options in argv say; returns the exit code."""
-    ignore_save_signal()
+    if hasattr(signal, 'SIGUSR1'):  # which asks to save; until there is a run, it does nothing
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)
     with open_machine(TrainConfig) as machine, contextlib.ExitStack() as until_the_end:
         options, given = machine.together(folio.options.parse, TrainConfig, argv)
         machine.on_rank_0(until_the_end.enter_context, cli.locked(folder_of(options)))
         run = set_up(options, given, machine)
-        check_same_on_ranks(run)
-        if machine.sharded:
-            run.model = shard(run.model, run.optimizers, machine.device)
         run.signals = until_the_end.enter_context(catch_signals())
         until_the_end.enter_context(cli.lasting_output())
         return train(run)
@@ -134,49 +131,38 @@ def main(argv):
 # --- what to train -------------------------------------------------------------------------------
 
 def set_up(options, given, machine):
-    """The Run that the options describe, as far as its checkpoint came. given: those that the user
-    named, a dict."""
-    options, state, resumed = machine.together(starting_point, options, given)
+    """The Run of the options, as far as its checkpoint came; UserError unless all processes train
+    the same, on the same data, from the same step. given: the options that were typed."""
+    options, state = machine.together(starting_point, options, given)
     sequences = options.micro_batch_size or options.batch_size // machine.world
     seconds = time_limit(options) if options.max_steps is None else 0
-    options = machine.choose(options, given, sequences * options.block_size, options.n_embd,
-                             seconds)
-    return machine.together(make_run, options, state, resumed, machine)
-
-
-def make_run(options, state, resumed, machine):
-    """The Run of options that are chosen; state: the checkpoint that it starts from, or None."""
-    train_tokens, val_tokens, meta = open_corpus(options.dataset, state and state['tokenizer'])
-    check_sizes(options, train_tokens, val_tokens, machine.world)
-    options, spec = fit_to_data(options, state, meta)
-    with torch.device('meta' if machine.sharded and machine.rank else 'cpu'):
-        model = make_model(options, state)
-    if not machine.sharded:
-        model.to(machine.device)
-    optimizers = make_optimizers(model, options, machine.dtype)
-    scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
-    scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
-    run = Run(options, machine, folder_of(options), model, optimizers, scaler,
-              make_tokenizer(options.dataset, meta, spec), train_tokens, val_tokens,
-              {'train': train_tokens.fingerprint(), 'val': val_tokens.fingerprint()})
-    if resumed:
-        restore(run, state)
+    machine.choose(options, given, sequences * options.block_size, options.n_embd, seconds)
+    options = dataclasses.replace(options, compile=machine.compiled,
+                                  dtype=str(machine.dtype).removeprefix('torch.'))
+    run = machine.together(make_run, options, state, machine)
+    machine.check_same({
+        **vars(run.options), 'device': None, 'out_dir': None,  # these may differ
+        **run.data, **vars(run.progress), 'torch': torch.__version__,
+        'tokenizer': run.tokenizer and name_of(run.tokenizer.spec)})
+    if machine.sharded:
+        run.model = shard(run.model, run.optimizers, machine.device)
     return run
 
 
 def starting_point(options, given):
-    """(options, checkpoint or None, whether it is resumed): where --resume or --init_from start."""
+    """(options, the dict of the checkpoint that --resume or --init_from start from, or {})."""
     if (options.batch_size_start is None) != (options.batch_ramp_tokens is None):
         raise UserError('batch_size_start and batch_ramp_tokens need each other')
     folder = folder_of(options)
     if options.resume and can_resume(folder):
-        return *checkpoint.resume(options, given, folder, SHAPE), True
-    checkpoint.check_not_converted(folder)
+        return checkpoint.resume(options, given, folder, SHAPE)
+    if (folder / 'ckpt.pt').exists() and not (folder / 'log.jsonl').exists():
+        raise UserError(f'{folder} has a model that no run made; name another out_dir')
     if options.resume:
         print(f'there is no {cli.short(folder / "ckpt.pt")} to go on from: a new run starts')
     if options.init_from is None:
-        return options, None, False
-    return *checkpoint.start_from(options, given, folder, SHAPE), False
+        return options, {}
+    return checkpoint.start_from(options, given, folder, SHAPE)
 
 
 def folder_of(options):
@@ -193,12 +179,29 @@ def can_resume(folder):
     return any((folder / name).exists() for name in checkpoint.RESUMABLE)
 
 
+def make_run(options, state, machine):
+    """The Run of options that are chosen, from the checkpoint's dict `state`."""
+    *tokens, meta = open_corpus(options.dataset, state.get('tokenizer'))
+    check_sizes(options, *tokens, machine.world)
+    options, tokenizer = fit_to_data(options, state, meta)
+    model = make_model(options, state, machine)
+    optimizers = make_optimizers(model, options, machine.dtype)
+    scaled = machine.dtype == torch.float16 and machine.device.type == 'cuda'
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=scaled)
+    train_data, val_data = (split.fingerprint() for split in tokens)
+    run = Run(options, machine, folder_of(options), model, optimizers, scaler, tokenizer, *tokens,
+              {'train': train_data, 'val': val_data}, checkpoint.Writer(keeps=machine.rank == 0))
+    if 'optimizers' in state:
+        restore(run, state)
+    return run
+
+
 def check_sizes(options, train_tokens, val_tokens, world):
     """UserError if a batch can't rise or be dealt to the processes, or a split is too short."""
     if len(train_tokens) < 2 * options.block_size or len(val_tokens) < 2:
         raise UserError(f'{options.dataset} is too short for block_size={options.block_size}: it '
-                        f'has {len(train_tokens):,} tokens for training, which needs two blocks, '
-                        f'and {len(val_tokens):,} for validation, which needs 2')
+                        f'has {len(train_tokens):,} and {len(val_tokens):,} tokens, and needs two '
+                        'blocks for training, and 2 tokens for validation')
     name = 'batch_size_start' if options.batch_size_start else 'batch_size'
     first, micro = getattr(options, name), options.micro_batch_size or 1
     if options.batch_size % first:
@@ -209,37 +212,37 @@ def check_sizes(options, train_tokens, val_tokens, world):
 
 
 def fit_to_data(options, state, meta):
-    """(options with all that is derived, the tokenizer's dict or None) for a data set with this
-    meta.json and the checkpoint `state`, if any; UserError where they don't fit."""
-    saved_spec = state['tokenizer'] if state else meta['tokenizer']
+    """(options with all that is derived, the Tokenizer or None) for data with this meta.json, and a
+    checkpoint's dict `state`; UserError where they don't fit."""
+    spec = state.get('tokenizer') if state else meta['tokenizer']
     vocab_size = options.vocab_size or meta['vocab_size']
-    checkpoint.check_vocabulary(options.dataset, meta, saved_spec, vocab_size)
-    try:
-        options = dataclasses.replace(options, vocab_size=vocab_size).resolved()
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    return options, meta['tokenizer'] or saved_spec
-
-
-def make_tokenizer(dataset, meta, spec):
-    """The Tokenizer of this dict, or None for None; UserError if meta.json contradicts it."""
-    with checkpoint.damaged(f'the tokenizer of {dataset}'):
+    checkpoint.check_vocabulary(options.dataset, meta, spec, vocab_size)
+    spec = meta['tokenizer'] or spec
+    with checkpoint.damaged(f'the tokenizer of {options.dataset}'):
         tokenizer = Tokenizer(spec) if spec else None
         if meta['tokenizer'] and tokenizer.vocab_size != meta['vocab_size']:
             raise ValueError(f'{tokenizer.vocab_size} ids, but meta.json has {meta["vocab_size"]}')
-    return tokenizer
+    try:
+        return dataclasses.replace(options, vocab_size=vocab_size).resolved(), tokenizer
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
-def make_model(options, state):
-    """The model of resolved options on the CPU, with the weights of the checkpoint `state`, if
-    any; a learned position table may be longer there. On the device meta it has no weights."""
+def make_model(options, state, machine):
+    """The model of resolved options, with the weights of the checkpoint's dict `state`, if any. One
+    to be sharded is whole on rank 0's CPU only."""
     torch.manual_seed(options.seed)
-    if state is None:
-        return GPT(options)
+    with torch.device('meta' if machine.sharded and machine.rank else 'cpu'):
+        model = load_model(options, state['model']) if state else GPT(options)
+    return model if machine.sharded else model.to(machine.device)
+
+
+def load_model(options, weights):
+    """The model of resolved options with the weights of a checkpoint, on the device meta without; a
+    learned position table may be longer there."""
     with checkpoint.damaged('the checkpoint'):
-        weights = dict(state['model'])
         if 'wpe.weight' in weights:
-            weights['wpe.weight'] = weights['wpe.weight'][:options.block_size]
+            weights = weights | {'wpe.weight': weights['wpe.weight'][:options.block_size]}
         check_weights(weights, options)
         model = GPT(options)
         if not model.wte.weight.is_meta:
@@ -250,22 +253,17 @@ def make_model(options, state):
 def restore(run, state):
     """Take the moments and the progress of a checkpoint; UserError if its data was another."""
     with checkpoint.damaged('the checkpoint'):
-        checkpoint.check_data(run.options.dataset, state.get('data'), run.data)
+        for split, seen in (state.get('data') or {}).items():
+            if seen != run.data[split]:
+                raise UserError(f'the {split} split of {run.options.dataset} is not the one that '
+                                'this run was trained on; prepare that one again, or start a new '
+                                'run with --init_from')
         load_states(run.optimizers, state['optimizers'])
         if state['scaler']:
             run.scaler.load_state_dict(state['scaler'])
         saved = {'evaluated': state['step'], 'tracker': state.get('wandb')} | state  # older files
         run.progress = Progress(**{name: saved[name] for name in vars(run.progress)})
     run.resumed, run.saved = True, run.progress.seconds
-
-
-def check_same_on_ranks(run):
-    """UserError unless all processes train the same, on the same data, from the same step."""
-    facts = {name: value for name, value in vars(run.options).items()
-             if name not in ('device', 'out_dir')}
-    facts |= run.data | vars(run.progress) | {'torch': torch.__version__}
-    facts['tokenizer'] = run.tokenizer and name_of(run.tokenizer.spec)
-    run.machine.check_same(facts)
 
 
 # --- the order of the windows --------------------------------------------------------------------
@@ -355,7 +353,9 @@ def ends_soon(options, progress):
 def rate_factor(options, progress):
     """The learning rate of the next step, as a share of its peak: a linear warmup, then a cosine
     (Loshchilov & Hutter 2017, arXiv:1608.03983) along max_steps, or else along max_seconds."""
-    sequences, warmup = progress.sequences, warmup_sequences(options)
+    sequences, warmup = progress.sequences, sequences_after(options, options.warmup_steps)
+    if options.warmup_tokens is not None:
+        warmup = options.warmup_tokens / options.block_size
     if sequences < warmup:
         size = sequences_in_step(options, sequences)
         return (sequences + size) / (warmup + size)
@@ -366,13 +366,6 @@ def rate_factor(options, progress):
         done = (sequences - warmup) / max(1, total - warmup)
     floor = options.min_lr / options.learning_rate
     return floor + (1 - floor) * (1 + math.cos(math.pi * min(1, done))) / 2
-
-
-def warmup_sequences(options):
-    """How many sequences the warmup takes."""
-    if options.warmup_tokens is None:
-        return sequences_after(options, options.warmup_steps)
-    return options.warmup_tokens / options.block_size
 
 
 def sequences_in_step(options, sequences):
@@ -413,7 +406,8 @@ def train_step(runner, optimizers, scaler, tokens, options, machine, progress):
     for i in range(size // micro):
         x, y = get_batch(tokens, first + i * micro, micro, options, machine.device)
         if options.dropout or options.attention_dropout:
-            torch.manual_seed(dropout_seed(options.seed, progress.step, i, machine.rank))
+            key = random_key(options.seed, progress.step, i, machine.rank)
+            torch.manual_seed(int(key[0] >> 1))  # below 2^63
         if machine.world > 1:  # DDP's; FSDP adds up after each pass, and never holds all gradients
             runner.require_backward_grad_sync = i == size // micro - 1
         with machine.autocast():
@@ -425,11 +419,6 @@ def train_step(runner, optimizers, scaler, tokens, options, machine, progress):
     return torch.stack((total, norm))
 
 
-def dropout_seed(seed, step, micro_step, rank):
-    """A seed for torch, below 2^63, that no other step, micro-step or rank has."""
-    return int(random_key(seed, step, micro_step, rank)[0] >> 1)
-
-
 def clip_gradient(runner, optimizers, scaler, longest):
     """The norm of the gradient, which is then shortened to `longest` (0: to any length)."""
     for optimizer in optimizers:
@@ -438,8 +427,7 @@ def clip_gradient(runner, optimizers, scaler, longest):
 
 
 def update_weights(optimizers, scaler, norm):
-    """A step of all optimizers, or of none where the gradient's norm is not finite; the device
-    decides, so nobody waits for it."""
+    """A step of all optimizers, or, as the device decides, of none if the norm is not finite."""
     for optimizer in optimizers:
         optimizer.found_inf = 1 - norm.isfinite().float()
         optimizer.step()
@@ -450,9 +438,8 @@ def update_weights(optimizers, scaler, norm):
 def flops_per_token(model):
     """The operations of forward and backward: 6 a weight in matrix products, and attention's
     (Chowdhery et al. 2022, arXiv:2204.02311, appendix B)."""
-    config = model.config
-    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    weights = sum(layer.weight.numel() for layer in layers)
+    config, layers = model.config, model.modules()
+    weights = sum(x.weight.numel() for x in layers if isinstance(x, torch.nn.Linear))
     return 6 * weights + 12 * config.n_layer * config.n_head * config.head_size * config.block_size
 
 
@@ -462,8 +449,7 @@ def flops_per_token(model):
 def validate(model, tokens, machine, limit=None, token_bytes=None, signals=None):
     """(nats per token, bits per byte or None) over the first `limit` tokens (None: all), each
     predicted from those before it in its window of block_size. token_bytes: the bytes of each id.
-    A signal to stop ends it early; the numbers then mean nothing. All processes make the same
-    number of passes, since a sharded model needs all of them.
+    A signal to stop ends it early. All processes make as many passes, as a sharded model needs.
     """
     signals = signals or Signals()
     sums = torch.zeros(2, dtype=torch.float64)  # nats, bytes
@@ -489,8 +475,8 @@ def validate(model, tokens, machine, limit=None, token_bytes=None, signals=None)
 
 
 def sequences_at_once(length, vocab_size):
-    """How many windows of `length` one pass takes without a gradient: 2^27 float32 logits take half
-    a gigabyte. The same wherever a model is evaluated, so that products are rounded alike."""
+    """How many windows of `length` a pass without a gradient takes, the same wherever a model is
+    evaluated, so that products are rounded alike: 2^27 float32 logits are half a gigabyte."""
     return max(1, min(2 ** 13, 2 ** 27 // vocab_size) // length)
 
 
@@ -505,8 +491,7 @@ def validation_batches(predicted, block_size, vocab_size):
 
 def sample(model, tokenizer, seed):
     """200 tokens of the model's, as indented text, drawn with a randomness of their own."""
-    device = model.wte.weight.device
-    start = torch.tensor([[tokenizer.start]], device=device)
+    start = torch.tensor([[tokenizer.start]], device=model.wte.weight.device)
     model.eval()
     tokens = model.generate(start, 200, 0.8, seed=seed, vocab_size=tokenizer.vocab_size)
     text = tokenizer.decode([token.item() for token in tokens])
@@ -515,21 +500,24 @@ def sample(model, tokenizer, seed):
 
 
 def evaluate_run(run, say):
-    """Validate the model and draw a sample; the numbers go into the record of the last step.
-    Returns whether the loss is the lowest; False, with nothing recorded, at a signal to stop."""
-    progress, tokenizer = run.progress, run.tokenizer
+    """Validate the model and draw a sample; the numbers go into the last record. Returns whether
+    the loss is the lowest; False, with nothing recorded, at a signal to stop."""
+    progress, tokenizer, options = run.progress, run.tokenizer, run.options
     with gathered(run.model):
-        loss, bits = validate(run.model, run.val_tokens, run.machine, run.options.eval_tokens,
+        loss, bits = validate(run.model, run.val_tokens, run.machine, options.eval_tokens,
                               tokenizer and torch.tensor(tokenizer.text_lengths), run.signals)
-    agree(run)
-    if run.stopped_by:
-        return False
-    if not math.isfinite(loss):
-        end_with_last_good(run, f'step {progress.step}: the validation loss is {loss}')
-    tokens = progress.sequences * run.options.block_size
+        agree(run)
+        if run.stopped_by:
+            return False
+        if not math.isfinite(loss):
+            end_with_last_good(run, f'step {progress.step}: the validation loss is {loss}')
+        if tokenizer:
+            text = sample(run.model, tokenizer, options.seed + progress.step)
+            run.journal.sample(progress.step, text)
+            say(text)
+    tokens = progress.sequences * options.block_size
     run.records = run.records or [{'step': progress.step, 'tokens': tokens}]
     run.records[-1] |= {'val_loss': loss, 'bits_per_byte': bits}
-    draw_sample(run, say)
     bits_text = f', {bits:.4f} bits per byte' if bits else ''
     say(f'step {progress.step:,}: validation loss {loss:.4f}{bits_text}')
     best, progress.best_loss = loss < progress.best_loss, min(loss, progress.best_loss)
@@ -537,26 +525,12 @@ def evaluate_run(run, say):
     return best
 
 
-def draw_sample(run, say):
-    """Have rank 0 keep and say a sample, if there is a tokenizer; of a sharded model it is drawn by
-    all processes."""
-    if run.tokenizer is None or not (run.journal or run.machine.sharded):
-        return
-    with gathered(run.model):
-        text = sample(run.model, run.tokenizer, run.options.seed + run.progress.step)
-    if run.journal:
-        run.journal.sample(run.progress.step, text)
-        say(text)
-
-
 def end_with_last_good(run, what):
     """UserError of all processes, which says what happened and where the last checkpoint is."""
-    if run.journal:
-        run.journal.log(run.records)
+    run.journal.log(run.records)
     run.writer.wait()
     run.machine.maximum(0)  # all end together, or torchrun kills one
-    path = run.folder / 'ckpt.pt'
-    raise UserError(f'{what}; the last good checkpoint: {path if path.exists() else "none"}')
+    raise UserError(f'{what}; the last good checkpoint: {run.folder / "ckpt.pt"}')
 
 
 # --- the run -------------------------------------------------------------------------------------
@@ -572,7 +546,7 @@ def train(run):
     try:
         training_loop(run)
     except Exception:
-        run.writer.wait()  # what was saved before
+        run.writer.wait()  # what was saved before; an interrupt ends at once
         raise
     run.writer.wait()
     reason = 'a signal' if run.stopped_by else None
@@ -592,10 +566,9 @@ def start(run):
         print(f'going on from step {progress.step:,} of {cli.short(run.folder)}')
     else:
         machine.on_rank_0(checkpoint.move_old_run, run.folder)
-    run.journal = machine.on_rank_0(Journal, run.folder, run.options, progress.step,
-                                    progress.tracker)
-    if run.journal:
-        progress.tracker = run.journal.tracked
+    run.journal = machine.together(Journal, None if machine.rank else run.folder, run.options,
+                                   progress.step, progress.tracker)
+    progress.tracker = run.journal.tracked
     parameters = sum(p.numel() for p in run.model.parameters())
     tell_start(run.options, machine, parameters, len(run.train_tokens))
 
@@ -613,7 +586,9 @@ def training_loop(run):
             log_and_save(run, bar)
             if run.stopped_by or is_done(options, progress):
                 return
-            set_rates(run.optimizers, rate_factor(options, progress))
+            rate = rate_factor(options, progress)
+            for group in param_groups(run.optimizers):
+                group['lr'] = rate * group['peak_lr']
             values = train_step(runner, run.optimizers, run.scaler, run.train_tokens, options,
                                 machine, progress)
             record_step(run, values)
@@ -621,34 +596,21 @@ def training_loop(run):
 
 def distribute(model, machine):
     """What computes the loss: the model, compiled if chosen, or DDP around it, which adds up the
-    processes' gradients. RoPE's table is the same everywhere and needs no broadcast."""
+    processes' gradients."""
     if machine.compiled:
         print('compiling: about half a minute on a CPU, a few seconds if it was done before')
         for module in model.blocks if machine.sharded else [model]:
             module.compile()
-    if machine.world == 1 or machine.sharded:
-        return model
-    known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed the option
-    name = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
-    return DistributedDataParallel(model, **{name: False})
+    return model if machine.world == 1 or machine.sharded else DistributedDataParallel(model)
 
 
 def agree(run):
-    """Take rank 0's clock, and what any process was told, to stop or to save: the same for all,
-    without waiting for the GPU."""
+    """Take rank 0's clock, and what any process was told, without waiting for the GPU."""
     seconds = 0.0 if run.machine.rank else seconds_since(run)
     asked, run.signals.save = run.signals.save, False
     run.progress.seconds, stop, asked = run.machine.maximum(seconds, run.signals.stop, asked)
     run.stopped_by = int(stop)
-    if asked:
-        print(f'step {run.progress.step:,}: saving {cli.short(run.folder / "ckpt.pt")}')
-        run.saved = -math.inf
-
-
-def set_rates(optimizers, factor):
-    """Set the learning rates, a share of their peaks."""
-    for group in param_groups(optimizers):
-        group['lr'] = group['peak_lr'] * factor
+    run.saved = -math.inf if asked else run.saved
 
 
 def record_step(run, values):
@@ -664,29 +626,21 @@ def record_step(run, values):
 
 def log_and_save(run, bar):
     """Log, evaluate and save, as far as it is time for that."""
-    evaluating, saving = what_is_due(run)
-    step = run.progress.step  # the first one has a line, too
-    if not saving and step > 1 and step % run.options.log_interval:
-        return
-    collect(run, bar)
-    best = evaluating and evaluate_run(run, bar.write)
-    if run.journal:
-        run.journal.log(run.records)
-    if saving:
-        save_run(run, best)
-    if run.journal:
-        run.journal.track(run.records)
-    run.records, run.reported = [], (seconds_since(run), run.progress.sequences)
-
-
-def what_is_due(run):
-    """Whether it is time (to evaluate, to save)."""
     options, progress = run.options, run.progress
     done = is_done(options, progress)
     due = progress.step % options.eval_interval == 0 and not ends_soon(options, progress)
     evaluating = (done or due) and progress.step > progress.evaluated and not run.stopped_by
     late = progress.seconds - run.saved >= 60 * options.save_minutes
-    return evaluating, bool(evaluating or done or late or run.stopped_by)
+    saving = evaluating or done or late or run.stopped_by
+    if not saving and progress.step > 1 and progress.step % options.log_interval:
+        return
+    collect(run, bar)
+    best = evaluating and evaluate_run(run, bar.write)
+    run.journal.log(run.records)
+    if saving:
+        save_run(run, best)
+    run.journal.track(run.records)
+    run.records, run.reported = [], (seconds_since(run), progress.sequences)
 
 
 def collect(run, bar):
@@ -705,42 +659,34 @@ def collect(run, bar):
     peak = peak_rate(run.machine.device)
     share = peak and speed * flops_per_token(run.model) / run.machine.world / peak
     tell_progress(run.records[-1], bar, run.options.max_steps, time_limit(run.options), share)
-    refuse_bad_steps(run, bar.write)
+    counted = means[:, :1] if run.scaler.is_enabled() else means  # its own skips are none
+    refuse_bad_steps(run, (~counted.isfinite()).any(dim=1).tolist(), bar.write)
 
 
-def refuse_bad_steps(run, say):
-    """Say how many steps were skipped; UserError after max_bad_steps in a row. float16's own skips,
-    which its scaler answers, have a finite loss, and don't count."""
-    names = ['train_loss'] if run.scaler.is_enabled() else ['train_loss', 'grad_norm']
-    bad = [None in [record[name] for name in names] for record in run.records]
+def refuse_bad_steps(run, bad, say):
+    """Say how many steps were skipped; UserError after max_bad_steps in a row. bad: which of those
+    since the last report."""
     if any(bad):
         say(f'{sum(bad)} of {len(bad)} steps skipped: loss or gradient not finite')
     for record, is_bad in zip(run.records, bad, strict=True):
         run.bad_steps = run.bad_steps + 1 if is_bad else 0
         if run.bad_steps >= run.options.max_bad_steps:
             end_with_last_good(run, f'step {record["step"]}: loss or gradient not finite in '
-                               f'{run.bad_steps} steps in a row, at learning rate '
-                               f'{record["lr"]:.1e}')
+                               f'{run.bad_steps} steps in a row')
 
 
 def save_run(run, best):
-    """Have rank 0 write ckpt.pt, and if it is the best so far the model alone as best.pt, then draw
-    loss.png, in the background."""
+    """Write ckpt.pt, if it is the best so far best.pt, and loss.png, in the background."""
     run.saved = run.progress.seconds
-    if run.journal is None and not run.machine.sharded:
-        return
-    best_state = {'model': run.model.state_dict(keep_vars=True), **vars(run.progress),
-                  'config': dataclasses.asdict(run.options),
-                  'tokenizer': run.tokenizer.spec if run.tokenizer else None,
-                  'versions': run.versions, 'data': run.data}
-    state = best_state | {'optimizers': [optimizer.state_dict() for optimizer in run.optimizers],
-                          'scaler': run.scaler.state_dict()}
-    states = {run.folder / 'best.pt': best_state} if best else {}
-    states[run.folder / 'ckpt.pt'] = state
-    if run.journal:
-        run.writer.save(states, run.journal.draw)
-    else:  # it gives its rows
-        checkpoint.copied(states, {}, 'meta')
+    state = {'model': run.model.state_dict(keep_vars=True), **vars(run.progress),
+             'config': dataclasses.asdict(run.options),
+             'tokenizer': run.tokenizer and run.tokenizer.spec,
+             'versions': checkpoint.versions(), 'data': run.data}
+    states = {run.folder / 'best.pt': state} if best else {}
+    states[run.folder / 'ckpt.pt'] = state | {
+        'optimizers': [optimizer.state_dict() for optimizer in run.optimizers],
+        'scaler': run.scaler.state_dict()}
+    run.writer.save(states, run.journal.draw)
 
 
 def seconds_since(run):

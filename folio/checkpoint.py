@@ -10,31 +10,33 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import pickle
 import platform
 import subprocess
 import threading
-import warnings
 import zipfile
 from pathlib import Path
 
 import torch
 
 import folio.options
-from folio.cli import UserError, first_line, launched, short
+from folio.cli import UserError, first_line, short
 from folio.options import checked, find
 from folio.shard import whole_tensor
 from folio.tokenizer import name_of, same_tokenizer
 
 RESUMABLE = ('ckpt.pt', 'ckpt.prev.pt')
-RUN_FILES = (*RESUMABLE, 'best.pt', 'log.jsonl', 'samples.txt', 'loss.png')
+RUN_FILES = (*RESUMABLE, 'best.pt', 'log.jsonl')  # one of which makes a folder a run's
+OTHER_FILES = ('samples.txt', 'loss.png', 'tokenizer.json')
+NEEDED = {'model', 'config', 'tokenizer'}
 KINDS = {'model': dict, 'config': dict, 'tokenizer': dict | None, 'optimizers': list,
          'scaler': dict | None, 'best_loss': float, 'tracker': str | None, 'data': dict | None,
          'versions': dict}
-OLDER = {'token_shift': False, 'head_size': None}  # options that older files lack: their meaning
 COUNTS = ('step', 'sequences', 'seconds', 'evaluated')
+OLDER = {'token_shift': False, 'head_size': None}  # options that older files lack: their meaning
 
 
 def save(state, path):
@@ -69,19 +71,20 @@ def flush_folder(folder):
 
 
 class Writer:
-    """Saves checkpoints in the background, one after another. A failure is printed, and training
-    may go on; `failed` has the Paths whose latest save failed."""
+    """Saves checkpoints in the background, one after another; `failed` has the Paths whose latest
+    save failed. A process that keeps none gives its part of what is sharded."""
 
-    def __init__(self):
-        self.thread, self.failed = threading.Thread(), set()
+    def __init__(self, keeps=True):
+        self.keeps, self.thread, self.failed = keeps, threading.Thread(), set()
 
     def save(self, states, afterwards):
         """Save the states, a dict by Path, as they are now, then call afterwards(); returns when
         they are copied."""
         self.wait()
-        copies = copied(states, {})
-        self.thread = threading.Thread(target=self.work, args=(copies, afterwards), daemon=True)
-        self.thread.start()
+        copies = copied(states, {}, 'cpu' if self.keeps else 'meta')
+        if self.keeps:
+            self.thread = threading.Thread(target=self.work, args=(copies, afterwards), daemon=True)
+            self.thread.start()
 
     def work(self, states, afterwards):
         for path, state in states.items():
@@ -100,9 +103,9 @@ class Writer:
 
 
 def copied(value, copies, device='cpu'):
-    """The same dicts and lists, with their tensors whole and copied to a device; a tensor that is
-    in them twice, as tied weights are, is copied once. copies: those made so far, by id. Where
-    tensors are sharded, all processes call it, and those that keep nothing name the device meta."""
+    """The same dicts and lists, with their tensors whole and copied to a device, where `meta` keeps
+    nothing; a tensor that is in them twice, as tied weights are, is copied once. copies: those made
+    so far, by id."""
     if isinstance(value, dict):
         return {key: copied(item, copies, device) for key, item in value.items()}
     if isinstance(value, list):
@@ -114,6 +117,7 @@ def copied(value, copies, device='cpu'):
     return copies[id(value)]
 
 
+@functools.cache
 def versions():
     """What makes a checkpoint, a dict: the git commit, if known, Python, torch and the machine."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else (
@@ -124,76 +128,59 @@ def versions():
     except OSError:  # there is no git
         commit = ''
     return {'git': commit.strip() or None, 'python': platform.python_version(),
-            'torch': str(torch.__version__), 'machine': f'{platform.machine()} {device}'.strip()}
+            'torch': str(torch.__version__), 'machine': f'{platform.machine()} {device}'}
 
 
 # --- reading -------------------------------------------------------------------------------------
 
 def load(path):
-    """The dict in a file, or in a folder's best.pt, or else its ckpt.pt; tensors are parts of
-    the file, on the CPU. UserError for a file that is missing, cut or no checkpoint."""
+    """The dict in a file, or in a folder's best.pt, or else its ckpt.pt. UserError for a file that
+    is missing, cut or no checkpoint."""
     path = find(path)
     paths = [path / name for name in ('best.pt', *RESUMABLE)] if path.is_dir() else [path]
     if not any(path.is_file() for path in paths):
         runs = sorted({file.parent.name for file in (folio.options.ROOT / 'out').glob('*/*.pt')})
         raise UserError(f'{short(path)}: there is no such checkpoint; in out/ there are: '
                         f'{", ".join(runs) or "none, for train.py makes them"}')
-    return load_first(paths, mmap=os.name != 'nt')  # Windows would not replace such a file
+    return load_first(paths)
 
 
-def load_first(paths, mmap=False):
-    """The dict in the first of the files that is there and whole; says so if one isn't. mmap: its
-    tensors are parts of the file, which take memory as they are read."""
+def load_first(paths):
+    """The dict in the first of the files that is there and whole; says so if one isn't."""
     there = [path for path in paths if path.is_file()]
     for path, following in itertools.pairwise(there):
         try:
-            return read(path, mmap)
+            return read(path)
         except (UserError, OSError) as error:
             print(f'{error}; {following.name} is taken in its place')
-    return read(there[-1], mmap)
+    return read(there[-1])
 
 
-def read(path, mmap=False):
-    """The dict in a file; UserError if it is cut, or no checkpoint."""
+def read(path):
+    """The dict in a file; UserError if it is cut, lacks what all checkpoints have, or has a value
+    of another type than train.py gives it, or a number that counts nothing."""
     with damaged(path):
-        state = unpickle(path, mmap)
-        check_kinds(state)
-    state['config'] = OLDER | state['config']
-    return state
+        state = unpickle(path)
+        wrong = NEEDED - state.keys()
+        wrong |= {name for name in state if not isinstance(state[name], KINDS.get(name, object))}
+        wrong |= {name for name in COUNTS if not 0 <= state.get(name, 0) < 2 ** 62}
+        if wrong:
+            raise ValueError(f'{", ".join(sorted(wrong))}: missing, or of the wrong type')
+    return state | {'config': OLDER | state['config']}
 
 
-def unpickle(path, mmap):
-    """What is in a file that torch.save wrote; mmap: as in load_first. UnpicklingError for code,
-    and others if it is cut."""
-    check_zip(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of what is about to be refused
-        try:
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
-        except pickle.UnpicklingError as error:
-            if 'GLOBAL' in str(error):  # what torch calls a function or class
-                raise pickle.UnpicklingError('it holds pickled code, which is not run') from None
-            raise
-
-
-def check_zip(path):
-    """ValueError for a checkpoint, a zip file, that grows when it is read, which torch makes none
-    of, or whose checksums, which torch does not look at, are wrong."""
+def unpickle(path):
+    """What is in a file that torch.save wrote; its tensors, on the CPU, are parts of the file,
+    which take memory as they are read. ValueError or others for code, or if it is damaged: torch
+    makes none that grows when it is read, and does not look at the checksums."""
     with zipfile.ZipFile(path) as file:
         size = sum(item.file_size for item in file.infolist())
         if size > path.stat().st_size or file.testzip():
             raise ValueError('its checksums are wrong, or it grows')
-
-
-def check_kinds(state):
-    """ValueError for a checkpoint's dict that lacks an entry or has one of another type than
-    train.py gives it, or a number that counts nothing."""
-    if not isinstance(state, dict) or not {'model', 'config', 'tokenizer'} <= state.keys():
-        raise ValueError('it has no model, config or tokenizer')
-    for name, value in state.items():
-        counts = name not in COUNTS or 0 <= value < 2 ** 62  # which NaN is not
-        if not counts or not isinstance(value, KINDS.get(name, object)):
-            raise ValueError(f'{name} is {value!r:.80}')
+    try:  # Windows would not replace a file that is mapped
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=os.name != 'nt')
+    except pickle.UnpicklingError:
+        raise ValueError('it holds pickled code, which is not run') from None
 
 
 @contextlib.contextmanager
@@ -213,10 +200,9 @@ def damaged(path):
 
 def resume(options, given, folder, shape):
     """(options, state) of the run in the folder; `shape` names the options of the model's."""
-    state = load_first([folder / name for name in RESUMABLE], mmap=launched())
+    state = load_first([folder / name for name in RESUMABLE])
     if 'optimizers' not in state:
-        raise UserError(f'{folder / "ckpt.pt"} has no optimizers, like a best.pt: --init_from '
-                        'starts a new run with its weights')
+        raise UserError(f'{folder} has weights alone: --init_from starts a run with them')
     fixed = [*shape, 'dataset', 'seed', 'optimizer', 'batch_size', 'batch_size_start',
              'batch_ramp_tokens']
     names = [name for name in vars(options) if name != 'out_dir']
@@ -233,29 +219,27 @@ def start_from(options, given, folder, shape):
         raise UserError(f'init_from={options.init_from} is in the folder of the new run; name '
                         'another out_dir')
     state = load(source)
-    with damaged(source):
-        largest = state['config']['block_size']
-        if (given.get('block_size') or 0) > largest:
-            raise UserError(f'block_size={options.block_size} is above the checkpoint\'s {largest}')
     fixed = [name for name in shape if name != 'block_size']
-    return inherit(options, given, state['config'], fixed, shape), state
+    options = inherit(options, given, state['config'], fixed, shape)
+    largest = state['config'].get('block_size', 0)
+    if options.block_size > largest:
+        raise UserError(f'block_size={options.block_size} is above the checkpoint\'s {largest}')
+    return options, {name: state[name] for name in NEEDED}
 
 
 def inherit(options, given, saved, fixed, names):
     """The options, with a checkpoint's (the dict `saved`) for those of `names` that were not given.
-
-    To go on with a run, names are all and fixed those that must stay; to start from its weights,
-    both are the shape. UserError names each one in `fixed` that was given and contradicts.
-    """
-    for field in dataclasses.fields(options):
-        if field.name in names and field.name in saved:
-            checked(f'the {field.name} of the checkpoint', saved[field.name], field, typed=False)
+    UserError names each one in `fixed` that was given and contradicts."""
     wrong = [f'{name}={given[name]} (there it is {saved.get(name)})' for name in fixed
              if given.get(name) not in (None, saved.get(name))]
     if wrong:
         raise UserError(f'the checkpoint contradicts {", ".join(wrong)}')
-    taken = [name for name in names if name in saved and (name in fixed or name not in given)]
-    return dataclasses.replace(options, **{name: saved[name] for name in taken})
+    taken = {name: saved[name] for name in names
+             if name in saved and (name in fixed or name not in given)}
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    return dataclasses.replace(options, **{
+        name: checked(f'the {name} of the checkpoint', value, fields[name], typed=False)
+        for name, value in taken.items()})
 
 
 def check_vocabulary(dataset, meta, spec, vocab_size):
@@ -272,49 +256,20 @@ def check_vocabulary(dataset, meta, spec, vocab_size):
         raise UserError(f'vocab_size={vocab_size} is below the {meta["vocab_size"]} of {dataset}')
 
 
-def check_data(dataset, saved, ours):
-    """UserError if a run's data, {split: (tokens, hash)}, is not what its checkpoint saw; saved is
-    None in an older one."""
-    for split in saved or ():
-        if saved[split] != ours[split]:
-            raise UserError(f'the {split} split of {dataset} is not the one that this run was '
-                            f'trained on ({saved[split][0]:,} tokens then, {ours[split][0]:,} now);'
-                            ' prepare that one again, or start a new run with --init_from')
-
-
 # --- the folder of a run -------------------------------------------------------------------------
 
 def move_old_run(folder):
-    """Give the folder another name, out/NAME.1, .2, ..., if there is a run in it, and say so. The
-    files of one that can't be renamed, a mount, a folder of other things or where the user is,
-    move into a folder in it."""
-    if not any((folder / name).exists() for name in (*RESUMABLE, 'best.pt', 'log.jsonl')):
+    """Move the run in the folder, if there is one, to out/NAME.1, .2, ..., and say so; all else
+    stays. Of a mount, or of where the user is, that is a folder in it."""
+    if not any((folder / name).exists() for name in RUN_FILES):
         return
     folder = folder.resolve()  # not a link, but what it leads to
-    if os.path.ismount(folder) or Path.cwd().is_relative_to(folder) or has_more(folder):
-        moved = first_free(folder / folder.name)
-        moved.mkdir()
-        for name in RUN_FILES:  # and nothing else that the user has there
-            with contextlib.suppress(FileNotFoundError):
-                (folder / name).rename(moved / name)
-    else:
-        moved = folder.rename(first_free(folder))
+    inside = os.path.ismount(folder) or Path.cwd().is_relative_to(folder)
+    name = folder / folder.name if inside else folder
+    numbered = (Path(f'{name}.{number}') for number in itertools.count(1))
+    moved = next(path for path in numbered if not path.exists())
+    moved.mkdir()
+    for name in (*RUN_FILES, *OTHER_FILES):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / name).rename(moved / name)
     print(f'the run that was in {short(folder)} is now {short(moved)}')
-
-
-def has_more(folder):
-    """Whether a folder is more than a run's: the scripts', that of all data sets, or a home."""
-    return any(path.suffix == '.py' or path.is_dir() and path.name != 'wandb'
-               for path in folder.iterdir())
-
-
-def first_free(path):
-    """The first of path.1, path.2, ... that is not there."""
-    numbered = (Path(f'{path}.{number}') for number in itertools.count(1))
-    return next(path for path in numbered if not path.exists())
-
-
-def check_not_converted(folder):
-    """UserError if the folder has a model that no run made, for each run has a log."""
-    if (folder / 'ckpt.pt').exists() and not (folder / 'log.jsonl').exists():
-        raise UserError(f'{folder} has a model that no run made; name another out_dir')

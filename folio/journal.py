@@ -25,41 +25,38 @@ STEP = re.compile(rb'(?:\{"step": |step )(\d{1,18})')  # how a record or a sampl
 
 
 class Journal:
-    """What rank 0 keeps of a run. What fails here is said, once, and training goes on; lines that
-    could not be written are tried again with the next ones.
+    """What is kept of a run. What fails here is said, once, and training goes on; what could not be
+    written is written with what comes next.
 
-    The files of a run that goes on after `step` steps lose what came later. tracked: the id of its
-    run in the tracker, or its name, which goes on too.
+    folder: None in a process that keeps nothing. The files of a run that goes on after `step` steps
+    lose what came later. tracked: the id of its run in the tracker, or its name, which goes on too.
     """
 
     def __init__(self, folder, options, step, tracked=None):
-        self.folder, self.failing = folder, set()
-        self.unwritten = {'log.jsonl': '', 'samples.txt': ''}
+        self.folder, self.tracked, self.tracker, self.failing = folder, tracked, None, set()
+        self.unwritten = {'log.jsonl': b'', 'samples.txt': b''}
+        self.module = options.tracker or (options.wandb_project and 'wandb')
+        if folder is None:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         for name in self.unwritten:
             cut_file(folder / name, step)
-        self.tracker, self.tracked = None, tracked
-        self.module = options.tracker or (options.wandb_project and 'wandb')
         if self.module:
             self.attempt(self.module, self.start_tracker, options)
 
     def start_tracker(self, options):
         """Start a run in the tracker, or go on with the one that is tracked: wandb knows it by its
-        id, trackio, which takes no id or dir, by its name."""
+        id, trackio by its name."""
         if not self.module.isidentifier():  # it may come from a checkpoint
             raise UserError('that is no name of a module')
         with contextlib.suppress(ImportError):  # trackio looks for it while `draw` may load it
             import matplotlib.figure  # noqa: F401
         init = import_library(self.module, 'tracker' if options.tracker else 'wandb_project').init
-        known = inspect.signature(init).parameters
-        by = 'id' if 'id' in known else 'name'
+        by = 'id' if 'id' in inspect.signature(init).parameters else 'name'
         settings = {'project': options.wandb_project or Path(options.dataset).name,
-                    'name': self.folder.name, 'dir': self.folder,
-                    'config': dataclasses.asdict(options)}
+                    'name': self.folder.name, 'config': dataclasses.asdict(options)}
         if self.tracked:
             settings |= {by: self.tracked, 'resume': 'allow'}
-        if not any(p.kind == p.VAR_KEYWORD for p in known.values()):
-            settings = {name: settings[name] for name in settings if name in known}
         self.tracker = init(**settings)
         self.tracked = str(getattr(self.tracker, by, self.folder.name))
 
@@ -68,32 +65,36 @@ class Journal:
         self.write('log.jsonl', ''.join(json.dumps(record) + '\n' for record in records))
 
     def track(self, records):
-        """Send records to the tracker, which may take its time to fail."""
+        """Send records to the tracker, until it fails: each further call might take as long."""
         for record in records if self.tracker else []:
-            numbers = {name: record[name] for name in record if name != 'step'}  # its name for x
-            if not self.attempt(self.module, self.tracker.log, numbers, record['step']):
-                self.tracker = None  # each further call might take as long to fail
-                return
+            if self.module not in self.failing:
+                numbers = {name: record[name] for name in record if name != 'step'}
+                self.attempt(self.module, self.tracker.log, numbers, record['step'])
 
     def sample(self, step, text):
         """Add an indented text to samples.txt, its newlines as they are."""
         self.write('samples.txt', f'step {step}\n{text}\n')
 
     def write(self, name, text):
-        self.unwritten[name] += text
-        if self.attempt(name, append, self.folder / name, self.unwritten[name]):
-            self.unwritten[name] = ''
+        if self.folder:
+            self.unwritten[name] += text.encode()
+            self.attempt(name, self.append, name)
+
+    def append(self, name):
+        """Write what is unwritten of a file, as far as the disk takes it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / name, 'ab', buffering=0) as file:
+            while data := self.unwritten[name]:
+                self.unwritten[name] = data[file.write(data):]
 
     def draw(self):
         """Draw loss.png, if there is matplotlib."""
-        picture = self.folder / 'loss.png'
         self.attempt('loss.png', lambda: draw_curves(
-            {'validation': read_log(self.folder, CURVE)}, picture))
+            {'validation': read_log(self.folder, CURVE)}, self.folder / 'loss.png'))
         gc.collect()  # figures are in reference cycles, and Python itself may not look for hours
 
     def attempt(self, what, work, *arguments):
-        """Call work; returns whether it succeeded. Of failures one after another the first is
-        said."""
+        """Call work; of failures one after another the first is said."""
         try:
             work(*arguments)
             self.failing.discard(what)
@@ -101,21 +102,6 @@ class Journal:
             if what not in self.failing:
                 print(f'{what} failed, training goes on: {first_line(error)}', flush=True)
             self.failing.add(what)
-        return what not in self.failing
-
-
-def append(path, text):
-    """Add all of the text to a file, or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = text.encode()
-    with open(path, 'ab', buffering=0) as file:
-        size = file.tell()
-        try:
-            while data:
-                data = data[file.write(data):]
-        except OSError:
-            file.truncate(size)
-            raise
 
 
 def read_log(folder, most=None):
@@ -128,16 +114,10 @@ def read_log(folder, most=None):
     with open(path, encoding='utf-8', errors='replace') as file:
         for number, line in enumerate(file):
             if number % stride == 0 or '"val_loss"' in line:
-                if record := parse_record(line):
+                with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
+                    record = json.loads(line)
                     records[record['step']] = records.get(record['step'], {}) | record
     return list(records.values())
-
-
-def parse_record(line):
-    """The dict of a line of log.jsonl; None for a line that is cut, or has no step."""
-    with contextlib.suppress(ValueError, RecursionError):
-        record = json.loads(line)
-        return record if isinstance(record, dict) and type(record.get('step')) is int else None
 
 
 def cut_file(path, step):
@@ -184,16 +164,14 @@ def tell_progress(record, bar, max_steps, max_seconds, share):
 
 def tell_end(folder, step, best_loss, reason):
     """What became of the run, and what to do with it. reason: what stopped it early, or None."""
-    folder = short(folder)
-    out_dir = f'--out_dir={folder}'
+    out_dir, best, picture = f'--out_dir={short(folder)}', folder / 'best.pt', folder / 'loss.png'
     if reason:
         print(f'stopped by {reason} after step {step:,}; to go on: '
               f'{folio.options.command("train.py", out_dir, "--resume=True")}')
-    if (Path(folder) / 'best.pt').exists():
-        print(f'best validation loss: {best_loss:.4f}, in {folder}/best.pt')
-    picture = Path(folder, 'loss.png')
-    print(f'the curve: {picture if picture.exists() else "pip install matplotlib"}; more samples:\n'
-          f'{folio.options.command("sample.py", out_dir)}')
+    if best.exists():
+        print(f'best validation loss: {best_loss:.4f}, in {short(best)}')
+    print(f'the curve: {short(picture) if picture.exists() else "pip install matplotlib"}; '
+          f'more samples:\n{folio.options.command("sample.py", out_dir)}')
 
 
 # --- the curve -----------------------------------------------------------------------------------
@@ -208,20 +186,12 @@ def draw_curves(logs, path):
     axes = Figure(figsize=(7, 4.5), layout='constrained').subplots()
     axes.set(xlabel='tokens', ylabel='loss in nats per token (faint: training)')
     for i, (label, records) in enumerate(logs.items()):
-        draw_losses(axes, records, f'C{i}', label)
+        evaluated = [record for record in records if 'val_loss' in record]
+        axes.plot([r['tokens'] for r in records], [r.get('train_loss') for r in records],
+                  color=f'C{i}', alpha=0.4, linewidth=0.8)
+        axes.plot([r['tokens'] for r in evaluated], [r['val_loss'] for r in evaluated],
+                  color=f'C{i}', label=label, marker='.')
     axes.legend(loc='upper right')  # to look for the best place takes long
     path.parent.mkdir(parents=True, exist_ok=True)
     axes.figure.savefig(path, dpi=150)
     return True
-
-
-def draw_losses(axes, records, color, label):
-    """Draw both losses of a log, with a star at the lowest of validation."""
-    evaluated = [record for record in records if 'val_loss' in record]
-    axes.plot([record['tokens'] for record in records], [r.get('train_loss') for r in records],
-              color=color, alpha=0.4, linewidth=0.8)
-    axes.plot([record['tokens'] for record in evaluated], [r['val_loss'] for r in evaluated],
-              color=color, label=label, marker='.')
-    if evaluated:
-        best = min(evaluated, key=lambda record: record['val_loss'])
-        axes.plot(best['tokens'], best['val_loss'], '*', color=color, markersize=10)

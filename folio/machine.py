@@ -2,13 +2,13 @@
 
 import contextlib
 import ctypes
-import dataclasses
 import gc
 import json
 import os
 import platform
 import re
 import signal
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -29,38 +29,24 @@ class Machine:
     sharded: bool = False
 
     def choose(self, options, given, rows, size, seconds=0):
-        """Take device, dtype and compile of the options; returns the options with what they came
-        to. A CPU is asked by rank 0 for all. given: the names of those options that the user typed;
-        others that do not work here are chosen anew. rows, size: of the matrix products. seconds:
-        how long the run is, if the clock says so, else 0."""
+        """Take device, dtype, compile and shard of the options, as far as they have them. given:
+        the names of those that the user typed; others that do not work here are chosen anew. A CPU
+        is asked by rank 0 for all. rows, size: of the matrix products. seconds: how long the run
+        is, if the clock says so, else 0."""
         if getattr(options, 'deterministic', False):
             os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # which CUDA asks for
             torch.use_deterministic_algorithms(True)
+        shard = getattr(options, 'shard', False)
+        if shard and self.world == 1:
+            print('shard=True: there is a single process, which has all; torchrun starts several')
+        self.sharded = shard and self.world > 1
         self.device = self.together(choose_device, options.device)
-        self.sharded = self.can_share(getattr(options, 'shard', False))
-        asked = self.device.type == 'cpu' and options.dtype != 'float32' and (
-            options.dtype != 'bfloat16' or 'dtype' in given)
-        fastest = self.gather(fastest_format(rows, size) if asked and self.rank == 0 else None)[0]
+        asked = self.rank == 0 and self.device.type == 'cpu' and options.dtype != 'float32'
+        fastest = self.gather(fastest_format(rows, size) if asked else None)[0]
         self.dtype = self.together(choose_dtype, options.dtype, self.device, fastest,
                                    'dtype' in given)
-        chosen = {'dtype': str(self.dtype).removeprefix('torch.')}
-        if hasattr(options, 'compile'):
-            wanted = options.compile
-            if wanted == 'auto' and not pays_to_compile(self.device, self.dtype, seconds):
-                wanted = False
-            self.compiled = self.together(choose_compile, wanted, self.device,
-                                          'compile' in given)
-            chosen['compile'] = self.compiled
-        return dataclasses.replace(options, **chosen)
-
-    def can_share(self, wanted):
-        """Whether the parameters are shared out to the processes, as wanted; UserError on a device
-        that can't."""
-        if wanted and self.world == 1:
-            print('shard=True: there is a single process, which has all; torchrun starts several')
-        elif wanted and self.device.type not in ('cpu', 'cuda'):
-            raise UserError(f'shard=True does not work on {self.device}, only on cpu and cuda')
-        return wanted and self.world > 1
+        self.compiled = self.together(choose_compile, getattr(options, 'compile', False), self,
+                                      seconds, 'compile' in given)
 
     def autocast(self):
         """A context in which matrix products are made in `dtype`. Its cache keeps copies of all the
@@ -133,24 +119,22 @@ class Machine:
 
 @contextlib.contextmanager
 def open_machine(options):
-    """The Machine for a script with these options, a class or an instance; under torchrun connected
-    to the others, and only rank 0 prints."""
+    """The Machine for a script with these options, a class or an instance."""
     keep_memory()
-    machine = Machine()
-    with process_group(machine), quiet(machine.rank > 0), out_of_memory(options):
+    group = process_group() if launched() else contextlib.nullcontext(Machine())
+    with out_of_memory(options), group as machine:
         yield machine
 
 
 @contextlib.contextmanager
-def process_group(machine):
-    """Under torchrun join the other processes, and say to the machine which one this is."""
-    if not launched():
-        yield
-        return
+def process_group():
+    """The Machine of one of the processes that torchrun started; only rank 0 prints."""
     join_processes()
-    machine.rank, machine.world = dist.get_rank(), dist.get_world_size()
+    machine = Machine(rank=dist.get_rank(), world=dist.get_world_size())
+    output = open(os.devnull, 'w') if machine.rank else sys.stdout
     try:
-        yield
+        with contextlib.redirect_stdout(output):
+            yield machine
     except RuntimeError as error:
         if not re.search('gloo|NCCL|[Cc]onnection (closed|reset)', str(error)):
             raise
@@ -161,7 +145,7 @@ def process_group(machine):
 
 
 def join_processes():
-    """Meet the other processes; UserError where they can't be reached."""
+    """Meet the other processes; ConnectionError, of any rank, where they can't be reached."""
     backend = 'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo'
     try:
         store, rank, world = next(dist.rendezvous('env://'))
@@ -170,20 +154,8 @@ def join_processes():
             store = dist.PrefixStore(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0'), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     except (RuntimeError, ValueError) as error:
-        refusal = UserError('the processes could not meet at MASTER_ADDR and MASTER_PORT: '
-                            f'{first_line(error)}')
-        refusal.any_rank = True  # which is rank 0 may be what is wrong
-        raise refusal from None
-
-
-@contextlib.contextmanager
-def quiet(wanted):
-    """Print nothing, if wanted."""
-    if not wanted:
-        yield
-        return
-    with open(os.devnull, 'w') as silence, contextlib.redirect_stdout(silence):
-        yield
+        raise ConnectionError('the processes could not meet at MASTER_ADDR and MASTER_PORT: '
+                              f'{first_line(error)}') from None
 
 
 @contextlib.contextmanager
@@ -195,11 +167,9 @@ def out_of_memory(options):
         short = "out of memory|can't allocate memory|size.*overflow"  # the last of a size in bytes
         if isinstance(error, RuntimeError) and not re.search(short, str(error)):
             raise
-        sizes = [name for name in ('micro_batch_size', 'block_size', 'context', 'num_samples')
-                 if hasattr(options, name)]
-        training = hasattr(options, 'recompute')
-        more = ', or --recompute=True, or --shard=True on several devices' if training else ''
-        refusal = UserError(f'out of memory: a smaller {" or ".join(sizes)} helps{more}')
+        names = ('micro_batch_size', 'block_size', 'recompute', 'shard', 'context', 'num_samples')
+        helping = [f'--{name}' for name in names if hasattr(options, name)]
+        refusal = UserError(f'out of memory; what helps: {", ".join(helping)}')
         refusal.any_rank = True  # it may be short of memory alone
         raise refusal from None
 
@@ -222,13 +192,9 @@ def choose_device(name):
         name = f'cuda:{os.environ["LOCAL_RANK"]}'
     try:
         device = torch.device(name)
-        if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count() > 0:
-            raise RuntimeError(f'there are {torch.cuda.device_count()} GPUs')
         torch.zeros(1, device=device).item()  # which `meta` can't give
     except (RuntimeError, AssertionError, ValueError) as error:  # ValueError: no UTF-8
-        known = 'Expected one of' not in str(error)  # dozens of names that nobody has
-        reason = f'{first_line(error):.200}' if known else 'it is not cpu, cuda, cuda:1, ... or mps'
-        raise UserError(f'device={name} does not work here: {reason}') from None
+        raise UserError(f'device={name} does not work here: {first_line(error):.120}') from None
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     return device
@@ -252,22 +218,15 @@ def choose_dtype(name, device, fastest, required=True):
     return getattr(torch, fastest or 'float32')
 
 
-def pays_to_compile(device, dtype, seconds):
-    """Whether compiling gains more than it costs in a run that is limited to these seconds. A CPU
-    takes half a minute; it saves a quarter of a step in float32, next to none in bfloat16."""
-    if device.type == 'cpu':
-        return dtype == torch.float32 and seconds >= 120
-    return device.type == 'cuda'
-
-
-def choose_compile(option, device, required=True):
-    """Whether to compile; 'auto': where it works. True where it doesn't work is a UserError, or if
-    not `required` no."""
-    if not option:
+def choose_compile(option, machine, seconds, required):
+    """Whether to compile. 'auto': where it works and gains more than it costs in a run that the
+    clock ends after these seconds, if it does. True where it doesn't work is a UserError, or if not
+    `required` no."""
+    if not option or option == 'auto' and not pays_to_compile(machine, seconds):
         return False
     keep_compiled()
     try:
-        torch.compile(lambda x: (x + 1).relu())(torch.zeros(8, device=device))
+        torch.compile(lambda x: (x + 1).relu())(torch.zeros(8, device=machine.device))
         return True
     except Exception as error:  # whatever a missing or broken compiler raises
         message = f'torch.compile does not work here ({type(error).__name__}: {first_line(error)})'
@@ -277,15 +236,21 @@ def choose_compile(option, device, required=True):
     raise UserError(f'compile=True: {message}')
 
 
+def pays_to_compile(machine, seconds):
+    """Whether to compile a run of so many seconds. On a CPU it takes half a minute, and saves a
+    quarter of a step in float32, next to none in bfloat16."""
+    if machine.device.type == 'cpu':
+        return machine.dtype == torch.float32 and seconds >= 120
+    return machine.device.type == 'cuda'
+
+
 def keep_compiled():
     """Have the compiler keep what it made in a folder that lasts, unless the user named one."""
-    if 'TORCHINDUCTOR_CACHE_DIR' in os.environ:
-        return
     folder = cache_folder() / 'compiled'
     with contextlib.suppress(OSError):  # then it is kept where torch does
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
-            os.environ['TORCHINDUCTOR_CACHE_DIR'] = str(folder)
+            os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(folder))
 
 
 @dataclass
@@ -303,23 +268,16 @@ class Signals:
             self.stop = self.stop or number
 
 
-def ignore_save_signal():
-    """Have SIGUSR1, which by default ends a process, do nothing until there is a run to save."""
-    if hasattr(signal, 'SIGUSR1'):  # Windows has none
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-
 @contextlib.contextmanager
 def catch_signals():
-    """Signals, which hears SIGINT, SIGTERM, SIGHUP (not if it is ignored, as by nohup) and SIGUSR1
-    until the end of the `with`; a second SIGINT interrupts at once."""
-    signals = Signals()
-    names = [name for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
-    before = {getattr(signal, name): signal.signal(getattr(signal, name), signals.handle)
-              for name in names}
-    hangup = getattr(signal, 'SIGHUP', None)  # Windows has none
-    if before.get(hangup) == signal.SIG_IGN:
-        signal.signal(hangup, signal.SIG_IGN)
+    """Signals, which hears SIGINT, SIGTERM, SIGHUP and SIGUSR1 until the end of the `with`. A
+    second SIGINT interrupts at once. What is ignored, as SIGHUP is by nohup, stays so."""
+    signals, names = Signals(), ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # not on Windows
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, signals.handle)
     try:
         yield signals
     finally:

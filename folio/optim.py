@@ -15,14 +15,13 @@ from folio import shard
 def make_optimizers(model, options, dtype):
     """The optimizers that hold each parameter of the model exactly once.
 
-    AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) decays matrices, not norms and biases. With
-    optimizer='muon' the matrices of the blocks are Muon's, and AdamW keeps embeddings, head and
-    the rest. Each group has its peak rate as 'peak_lr', so that a schedule can scale all of them.
-    dtype: the format of matrix products, which Muon's follow in bfloat16; float16's range is too
-    small for them, so they are in float32 then.
+    With optimizer='muon' the matrices of the blocks are Muon's, and AdamW keeps embeddings, head
+    and the rest. Each group has its peak rate as 'peak_lr', so that a schedule can scale all of
+    them. dtype: the format of matrix products, which Muon's follow in bfloat16; float16's range is
+    too small for them.
     """
     hidden = hidden_matrices(model) if options.optimizer == 'muon' else {}
-    others = [p for p in model.parameters() if not any(p is q for q in hidden.values())]
+    others = [p for name, p in model.named_parameters() if name not in hidden]
     optimizers = [make_adamw(others, options)]
     if hidden:
         stacked = model.stacked_matrices()
@@ -42,7 +41,8 @@ def hidden_matrices(model):
 
 
 def make_adamw(params, options):
-    """AdamW with the options' peak rate and betas; what is no matrix does not decay."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with the options' peak rate and betas; it
+    decays matrices only."""
     groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': options.weight_decay},
               {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0}]
     groups = [group | {'peak_lr': options.learning_rate} for group in groups if group['params']]
@@ -57,13 +57,9 @@ def param_groups(optimizers):
 
 def load_states(optimizers, states):
     """Take the moments of a checkpoint, but the rates and decays of the options in force."""
-    settings = [{name: value for name, value in group.items() if name != 'params'}
-                for group in param_groups(optimizers)]
     for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(optimizer.state_dict() | {'state': state['state']})
         check_moments(optimizer)
-    for group, setting in zip(param_groups(optimizers), settings, strict=True):
-        group.update(setting)
 
 
 def check_moments(optimizer):
@@ -83,9 +79,8 @@ class Muon(torch.optim.Optimizer):
 
     For matrices only. A group has 'heights', a list for each parameter: the rows of the matrices
     that it holds one above the other. All matrices of one shape are orthogonalized together, in
-    `dtype`. Like torch's fused optimizers it takes no step where found_inf, a tensor, is not 0.
-    Sharded parameters are dealt with a few at a time: each process gathers one, with its update and
-    squares, takes the step as if it were alone, and hands the rows back.
+    `dtype`. Of sharded ones each process gathers one at a time, with its update and squares, takes
+    the step as if it were alone, and hands the rows back.
     """
 
     def __init__(self, params, lr, momentum=0.95, beta2=0.95, weight_decay=0.0,
@@ -93,7 +88,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {'lr': lr, 'momentum': momentum, 'beta2': beta2,
                                   'weight_decay': weight_decay})
         self.dtype = dtype
-        self.found_inf = torch.zeros(())  # not 0: skip the step, decided without a wait
+        self.found_inf = torch.zeros(())  # not 0: skip the step, as in torch's fused optimizers
 
     @torch.no_grad()
     def step(self):
@@ -104,8 +99,7 @@ class Muon(torch.optim.Optimizer):
                 self.step_together(pairs[i:i + size], group)
 
     def step_together(self, pairs, group):
-        """Take a step with some parameters, (p, heights), and all their matrices of one shape at
-        once."""
+        """Take a step with parameters, (p, heights): their matrices of one shape at once."""
         tensors = [(p, self.momentum_update(p, group['momentum']), self.state[p]['squares'])
                    for p, _ in pairs]
         whole = [shard.gather(each, i) for i, each in enumerate(tensors)]
@@ -130,8 +124,8 @@ class Muon(torch.optim.Optimizer):
         return p.grad.lerp(average, momentum)
 
     def update_matrices(self, matrices, updates, squares, group):
-        """Take a step with matrices of one shape; tall matrices take longer steps, so that what
-        they put out changes as much."""
+        """Take a step with matrices of one shape; tall ones take longer ones, so that what they
+        put out changes as much."""
         height, width = matrices[0].shape
         length = group['lr'] * max(1, height / width) ** 0.5
         updates = orthogonalize(torch.stack(updates).to(self.dtype)).float()

@@ -13,6 +13,7 @@ import torch
 
 import folio.options
 import prepare
+from folio.journal import Journal
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT = ''.join(f'{i}: the quick brown fox jumps over {i % 7} lazy dogs.\n' for i in range(300))
@@ -27,8 +28,10 @@ ENVIRONMENT = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A folder that stands for the repository's, with a small corpus called tiny."""
+    """A folder that stands for the repository's, with a small corpus called tiny. Runs draw no
+    curve in it, which takes longer than they do; those that are processes of their own do."""
     monkeypatch.setattr(folio.options, 'ROOT', tmp_path)
+    monkeypatch.setattr(Journal, 'draw', lambda self: None)
     monkeypatch.delenv('DATA_MIRROR', raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'tiny.txt').write_text(TEXT, encoding='utf-8')

@@ -503,7 +503,7 @@ def test_an_option_of_the_run_that_is_none_is_one_line(house, state):
 
 
 @pytest.mark.parametrize('changes', [
-    {'optimizers': []}, {'optimizers': [{}, {}]}, {'data': {'x': 1}}, {'data': {'train': 5}},
+    {'optimizers': []}, {'optimizers': [{}, {}]}, {'data': {'x': 1}}, {'data': 5},
     {'sequences': -1}, {'sequences': 10 ** 30}, {'seconds': math.nan}, {'tracker': 5},
     {'step': None}])
 def test_a_run_that_cannot_go_on_is_one_line(house, state, changes):

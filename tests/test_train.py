@@ -304,7 +304,7 @@ def test_an_evaluation_is_left_out_where_that_at_the_end_is_near():
 
 # --- whole runs ----------------------------------------------------------------------------------
 
-def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
+def test_a_run_leaves_checkpoints_and_a_log(home, capsys):
     train.main([*TINY, '--max_steps=30', '--eval_interval=10', '--learning_rate=1e-2'])
     folder, printed = home / 'out' / 'tiny', capsys.readouterr().out
     records = read_log(folder)
@@ -322,7 +322,6 @@ def test_a_run_leaves_checkpoints_a_log_and_a_picture(home, capsys):
     assert state['best_loss'] == min(r['val_loss'] for r in records if 'val_loss' in r)
     assert state['config']['device'] == 'cpu' and state['config']['n_kv_head'] == 2
     assert 'optimizers' not in torch.load(folder / 'best.pt', weights_only=True)
-    assert (folder / 'loss.png').read_bytes().startswith(b'\x89PNG')
     assert re.search(r'best validation loss: \d\.\d{4}', printed)
     assert 'sample.py --out_dir=out/tiny' in printed and '0:00 left' in printed
 
@@ -352,10 +351,11 @@ def test_a_run_by_the_clock_does_not_end_with_two_evaluations(
 
 def test_a_signal_that_asks_to_save_is_harmless_before_there_is_a_run(home, monkeypatch):
     def set_up(*arguments):
-        raise UserError(f'now it is {signal.getsignal(signal.SIGUSR1)!r}')
+        signal.raise_signal(signal.SIGUSR1)
+        raise UserError('still here')
     monkeypatch.setattr(train, 'set_up', set_up)
     before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-    with pytest.raises(UserError, match=f'now it is {signal.SIG_IGN!r}'):
+    with pytest.raises(UserError, match='still here'):
         train.main([*TINY, '--max_steps=1'])
     signal.signal(signal.SIGUSR1, before)
 
@@ -424,7 +424,7 @@ def test_running_out_of_memory_names_what_helps(home, monkeypatch):
     def fails(*rest):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB\nmore')
     monkeypatch.setattr(train, 'train_step', fails)
-    with pytest.raises(UserError, match='out of memory: a smaller micro_batch_size'):
+    with pytest.raises(UserError, match='out of memory; what helps: --micro_batch_size'):
         train.main([*TINY, '--max_steps=2'])
 
 
@@ -569,7 +569,7 @@ def test_what_cannot_be_trained_is_one_line(home, argv, message):
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(home):
     train.main([*TINY, '--max_steps=2'])
-    message = r'step \d: loss or gradient not finite in 4 steps in a row, .*e\+18; .*tiny/ckpt.pt'
+    message = r'step \d: loss or gradient not finite in 4 steps in a row; .*tiny/ckpt.pt'
     with pytest.raises(UserError, match=message):
         train.main([*TINY, '--max_steps=9', '--resume=True', '--learning_rate=1e18',
                     '--min_lr=1e18', '--warmup_steps=0', '--grad_clip=0', '--max_bad_steps=4'])
@@ -878,6 +878,7 @@ def test_two_processes_train_what_one_does(prepared, checkout, more):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.count('best validation loss') == 1 and 'Warning' not in err.replace('OMP', '')
+    assert (checkout / 'two/loss.png').read_bytes().startswith(b'\x89PNG')
     one, two = weights(checkout / 'one'), weights(checkout / 'two')
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
     for a, b in zip(read_log(checkout / 'one'), read_log(checkout / 'two'), strict=True):

@@ -117,7 +117,7 @@ def read_model(source, name):
 def read_nanogpt(path, meta):
     """(resolved GPTConfig, state_dict, tokenizer's dict or None) of nanoGPT's ckpt.pt."""
     with reading(path):
-        state = unpickle(path, mmap=True)
+        state = unpickle(path)
         if not {'model', 'model_args'} <= state.keys():
             raise UserError('this is no checkpoint of nanoGPT, which has model and model_args')
         shape = layouts.read_shape(state['model_args'] | {'model_type': 'nanogpt'})

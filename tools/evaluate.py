@@ -87,7 +87,7 @@ def evaluate(options, given):
     with open_machine(options) as machine:
         options, state, model, tokenizer = machine.together(read_checkpoint, options, given)
         check_model(options, model, tokenizer)
-        options = machine.choose(options, given, ROWS, model.config.n_embd)
+        machine.choose(options, given, ROWS, model.config.n_embd)
         print(f'{options.out_dir} (step {state.get("step", 0):,}), '
               f'{count_parameters(model):,} parameters; {machine}')
         print_versions(state.get('versions', {}))

@@ -57,15 +57,15 @@ def test_a_tracker_gets_every_record_with_its_step(tmp_path):
     assert [record | {'step': step} for step, record in Tracker.logged] == RECORDS
 
 
-def test_the_curve_is_a_picture_with_the_best_marked(tmp_path):
-    records = [record | {'val_loss': loss} for record, loss in zip(RECORDS, (3, 1, 2), strict=True)]
+def test_the_curve_is_a_picture_of_both_losses(tmp_path, monkeypatch):
+    axes, drawn = pytest.importorskip('matplotlib.axes').Axes, []
+    plot = axes.plot
+    monkeypatch.setattr(axes, 'plot', lambda self, x, y, **style: [
+        drawn.append((x, y)), plot(self, x, y, **style)])
     kept = journal.Journal(tmp_path, Plain, 0)
-    kept.log(records)
-    drawn = []
-    axes = SimpleNamespace(plot=lambda x, y, *rest, **style: drawn.append((x, y)))
-    journal.draw_losses(axes, records, 'C0', 'a')
-    assert drawn == [([10, 20, 30], [2, 1, 0]), ([10, 20, 30], [3, 1, 2]), (20, 1)]
+    kept.log([RECORDS[0] | {'val_loss': 3}, RECORDS[1], RECORDS[2] | {'val_loss': 2}])
     kept.draw()
+    assert drawn == [([10, 20, 30], [2, 1, 0]), ([10, 30], [3, 2])]
     assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -116,17 +116,33 @@ def test_what_cannot_be_written_is_said_once_and_comes_with_the_next(tmp_path, c
     assert (tmp_path / 'run/samples.txt').read_text().count('text') == 3
 
 
-def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
-    (tmp_path / 'log').write_text('first\n')
+def test_what_a_full_disk_did_not_take_of_a_line_comes_with_the_next(tmp_path, monkeypatch, capsys):
+    room = [30]
 
     class Full(io.FileIO):
         def write(self, data):
-            super().write(data[:3])
-            raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(journal, 'open', lambda path, *rest, **more: Full(path, 'a'), raising=False)
-    with pytest.raises(OSError, match='No space'):
-        journal.append(tmp_path / 'log', 'second\n')
-    assert (tmp_path / 'log').read_text() == 'first\n'
+            if not room[0]:
+                raise OSError(28, 'No space left on device')
+            taken = super().write(data[:room[0]])
+            room[0] -= taken
+            return taken
+    kept = journal.Journal(tmp_path, Plain, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, 'open', lambda path, *rest, **more: Full(path, 'a'), raising=False)
+        kept.log(RECORDS[:1])
+    assert 'No space' in capsys.readouterr().out and journal.read_log(tmp_path) == []
+    kept.log(RECORDS[1:])
+    assert journal.read_log(tmp_path) == RECORDS
+
+
+def test_a_process_that_keeps_nothing_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept = journal.Journal(None, train.TrainConfig(tracker='wandb'), 0, 'number')
+    kept.log(RECORDS)
+    kept.sample(1, 'text')
+    kept.track(RECORDS)
+    assert (kept.tracked, list(tmp_path.iterdir())) == ('number', [])
+    assert not any(kept.unwritten.values())
 
 
 def test_a_tracker_or_a_picture_that_fails_is_said_once_and_nothing_else(
@@ -140,7 +156,7 @@ def test_a_tracker_or_a_picture_that_fails_is_said_once_and_nothing_else(
     kept = journal.Journal(tmp_path, Plain, 0)
     kept.module, kept.tracker = 'wandb', Dead()
     monkeypatch.setenv('MPLBACKEND', 'module://not_there')
-    monkeypatch.setattr(journal, 'draw_losses', lambda *rest: 1 / 0)
+    monkeypatch.setattr(journal, 'draw_curves', lambda *rest: 1 / 0)
     for record in RECORDS:
         kept.log([record])
         kept.track([record])
@@ -189,7 +205,7 @@ def test_a_resumed_run_goes_on_with_the_same_run_of_wandb(home, monkeypatch):
     wandb.finish()
     wandb.teardown()  # its process has written all
     assert torch.load('run/ckpt.pt', weights_only=True)['tracker'] == number
-    logs = list((home / 'run/wandb').glob('offline-run-*/*.wandb'))
+    logs = list((home / 'wandb').glob('offline-run-*/*.wandb'))
     assert {log.parent.name.rpartition('-')[2] for log in logs} == {number}
     assert all(b'train_loss' in log.read_bytes() for log in logs)
 

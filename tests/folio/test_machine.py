@@ -19,11 +19,10 @@ def test_a_compiler_that_fails_is_named_or_with_auto_passed_over(monkeypatch, ca
         raise RuntimeError('no C++ compiler')
     monkeypatch.setattr(torch, 'compile', broken)
     with pytest.raises(UserError, match='no C\\+\\+ compiler'):
-        machine.choose_compile(True, torch.device('cpu'))
-    assert machine.choose_compile(True, torch.device('cpu'), required=False) is False
+        machine.choose_compile(True, CPU, 0, required=True)
+    assert machine.choose_compile(True, CPU, 0, required=False) is False
     assert 'no C++ compiler' in capsys.readouterr().out
-    monkeypatch.setattr(torch, 'zeros', lambda *shape, device: None)
-    assert machine.choose_compile('auto', torch.device('cuda')) is False
+    assert machine.choose_compile('auto', CPU, 150, required=True) is False
     assert 'no C++ compiler' in capsys.readouterr().out
 
 
@@ -32,7 +31,8 @@ def test_a_compiler_that_fails_is_named_or_with_auto_passed_over(monkeypatch, ca
     ('cpu', 'bfloat16', 1800, False),
     ('cuda', 'bfloat16', 0, True), ('mps', 'float32', 1800, False)])
 def test_auto_compiles_on_cuda_and_in_a_long_run_on_a_cpu(device, dtype, seconds, pays):
-    assert machine.pays_to_compile(torch.device(device), getattr(torch, dtype), seconds) == pays
+    asked = machine.Machine(torch.device(device), getattr(torch, dtype))
+    assert machine.pays_to_compile(asked, seconds) == pays
 
 
 def test_the_compiler_keeps_its_work_in_the_cache_folder_or_where_the_user_says(
@@ -110,15 +110,13 @@ def test_an_error_is_printed_by_rank_0_or_by_the_one_that_has_it_alone(monkeypat
 def test_rank_0_asks_the_cpu_for_all_and_a_typed_format_is_obeyed(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(machine, 'fastest_format', lambda *question: asked.append(question))
-    monkeypatch.setattr(machine.Machine, 'gather', lambda self, value: [
-        None if isinstance(value, str) else 'float32', value])
+    monkeypatch.setattr(machine.Machine, 'gather', lambda self, value: ['float32', value])
     other = dataclasses.replace(CPU, rank=1)
     monkeypatch.setattr(machine.Machine, 'together', lambda self, work, *rest: work(*rest))
     for dtype, given, chosen in (('auto', (), 'float32'), ('bfloat16', ('dtype',), 'bfloat16')):
         options = TrainConfig(device='cpu', dtype=dtype)
-        options = other.choose(options, given, 64, 32)
-        assert (options.dtype, options.compile) == (chosen, False) and not asked
-        assert other.dtype == getattr(torch, chosen)
+        other.choose(options, given, 64, 32)
+        assert (other.dtype, other.compiled) == (getattr(torch, chosen), False) and not asked
     assert 'this CPU is not faster with bfloat16' in capsys.readouterr().out
 
 

@@ -8,7 +8,6 @@ import torch.distributed as dist
 from storm import equal
 
 from folio import checkpoint
-from folio.cli import UserError
 from folio.machine import Machine
 from folio.optim import load_states, make_optimizers
 from folio.shard import gathered, is_sharded, shard
@@ -115,11 +114,6 @@ def test_any_other_model_is_gathered_as_it_is():
 
 
 def test_a_single_process_has_all_and_is_told_so(capsys):
-    assert Machine(CPU).can_share(True) is False
-    assert 'there is a single process' in capsys.readouterr().out
-    assert Machine(CPU, world=2).can_share(True) and not Machine(CPU, world=2).can_share(False)
-
-
-def test_a_device_without_fsdp_is_named():
-    with pytest.raises(UserError, match='shard=True does not work on mps'):
-        Machine(torch.device('mps'), world=2).can_share(True)
+    machine = Machine(CPU)
+    machine.choose(TrainConfig(device='cpu', dtype='float32', shard=True), {}, 1, 1)
+    assert not machine.sharded and 'there is a single process' in capsys.readouterr().out
