@@ -12,9 +12,10 @@ H heads, K key/value heads, D head size, V vocabulary.
 
 import dataclasses
 import math
+import operator
 import random
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args, get_type_hints
 
 import torch
 import torch.nn as nn
@@ -51,6 +52,8 @@ class GPTConfig:
         """A copy with the derived values filled in; ValueError where two of them don't fit."""
         config = dataclasses.replace(self, n_kv_head=self.n_kv_head or self.n_head,
                                      n_inner=self.n_inner or self.derived_n_inner())
+        if config.vocab_size is None:
+            raise ValueError('vocab_size is None')
         config.check_bounds()
         config.check_divisible('n_head', 'n_kv_head')
         if config.head_size is None:
@@ -68,18 +71,13 @@ class GPTConfig:
 
     def check_bounds(self):
         """ValueError for a number that is impossible by itself; no option may have brought it."""
-        for name in ('block_size', 'vocab_size', 'n_head', 'n_kv_head', 'n_embd'):
-            if (getattr(self, name) or 0) < 1:
-                raise ValueError(f'{name} must be >= 1, not {getattr(self, name)}')
-        for name, sound in {
-                'n_layer': 0 <= self.n_layer <= 4096, 'n_inner': self.n_inner >= 0,
-                'head_size': self.head_size is None or self.head_size >= 1,
-                'dropout': 0 <= self.dropout < 1,
-                'attention_dropout': 0 <= (self.attention_dropout or 0) < 1,
-                'norm_eps': 0 <= self.norm_eps < math.inf,
-                'rope_theta': 0 < self.rope_theta < math.inf}.items():
-            if not sound:
-                raise ValueError(f'{name}={getattr(self, name)} is out of bounds')
+        compare = {'>=': operator.ge, '>': operator.gt, '<=': operator.le, '<': operator.lt}
+        for name, hint in get_type_hints(GPTConfig, include_extras=True).items():
+            for bound in getattr(hint, '__metadata__', ()):  # such as '>= 1'
+                sign, limit = bound.split()
+                value = getattr(self, name)
+                if value is not None and not compare[sign](value, float(limit)):
+                    raise ValueError(f'{name}={value} is not {bound}')
 
     def check_rope(self):
         """ValueError for heads that can't be rotated, or too large a table of angles."""
@@ -270,8 +268,7 @@ class MLP(nn.Module):
         if self.kind == 'swiglu':  # Shazeer 2020, arXiv:2002.05202
             gate, x = x.chunk(2, dim=-1)
             return F.silu(gate) * x
-        assert self.kind == 'relu2', f'mlp={self.kind} has no formula here'
-        return F.relu(x).square()  # So et al. 2021, arXiv:2109.08668
+        return F.relu(x).square()  # 'relu2': So et al. 2021, arXiv:2109.08668
 
     def forward(self, x):
         return self.proj(self.activate(self.up(x)))
