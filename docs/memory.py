@@ -1,6 +1,7 @@
 """How much memory training takes on each device, computed: no weight is made, no step taken.
 
     python docs/memory.py --devices=8
+    python docs/memory.py --sizes=gpt2 --optimizer=adamw  # a network of tools/bench.py
 
 A device holds parameters, their gradients and moments, in float32, and what the forward pass keeps
 for the backward pass, its products in bfloat16. `shard` divides the former among the devices.
@@ -8,7 +9,7 @@ for the backward pass, its products in bfloat16. `shard` divides the former amon
 
 import dataclasses
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import folio.options
 from folio.optim import hidden_matrices
 from model import GPT
+from tools.bench import GPT2, SIZES, Size
 from train import TrainConfig
 
 HEAD = 128  # channels of a head
@@ -34,6 +36,7 @@ SHAPES = [(6, 384, 256, 65, 64), (12, 768, 1024, 50304, 4), (12, 768, 1024, 5030
 @dataclass
 class MemoryConfig:
     """What to compute."""
+    sizes: list[Size] = field(default_factory=list)  # of tools/bench.py, in place of the table's
     devices: Annotated[int, '>= 1'] = 8  # that share the parameters
     optimizer: Literal['adamw', 'muon'] = 'muon'  # whose moments they hold
     dtype: Literal['float32', 'bfloat16'] = 'bfloat16'  # of the matrix products
@@ -45,31 +48,34 @@ def main(argv):
     print(f'| parameters | n_layer x n_embd | context | sequences at once | parameters, gradients, '
           f'moments, GB | activations, GB | in all, GB | `--recompute` | and `--shard`, '
           f'{options.devices} devices |\n|---|---|---|---|---|---|---|---|---|')
-    for n_layer, n_embd, block_size, vocab_size, micro in SHAPES:
-        config = TrainConfig(n_layer=n_layer, n_embd=n_embd, block_size=block_size,
-                             vocab_size=vocab_size, n_head=max(1, n_embd // HEAD))
-        numbers, held, *totals = sizes(config, micro, options)
+    configs = [TrainConfig(**GPT2 | SIZES[size]) for size in options.sizes] or [
+        TrainConfig(n_layer=n_layer, n_embd=n_embd, block_size=block_size, vocab_size=vocab_size,
+                    batch_size=sequences, n_head=max(1, n_embd // HEAD))
+        for n_layer, n_embd, block_size, vocab_size, sequences in SHAPES]
+    for config in configs:
+        numbers, held, *totals = sizes(config, options)
         columns = [f'{number / 1e9:,.2f}' for number in (held, totals[0] - held, *totals)]
-        print(f'| {numbers / 1e6:,.1f}M | {n_layer} x {n_embd} | {block_size} | {micro} | '
-              f'{" | ".join(columns)} |')
+        print(f'| {numbers / 1e6:,.1f}M | {config.n_layer} x {config.n_embd} | '
+              f'{config.block_size} | {config.batch_size} | {" | ".join(columns)} |')
 
 
-def sizes(config, micro, options):
+def sizes(config, options):
     """(parameters, bytes of them with gradients and moments, bytes in all: plain, with recompute,
-    with recompute and shard) of a model that passes `micro` sequences at once."""
+    with recompute and shard) of a model that passes batch_size sequences at once."""
     dtype = getattr(torch, options.dtype)
     with FakeTensorMode():
         network = GPT(config)
         once = GPT(dataclasses.replace(config, recompute=True))
     numbers = count(network.parameters())
     held = 8 * numbers + moments(network, options.optimizer)
-    plain, outside = (kept(each, micro, dtype) for each in (network, once))
-    inputs = config.n_layer * 4 * micro * config.block_size * config.n_embd
-    again = outside + inputs + (plain - outside) / config.n_layer  # one block at a time
+    plain, outside = (kept(each, config, dtype) for each in (network, once))
+    one = (plain - outside) / config.n_layer  # block, whose gradients take as much again
+    plain, again = plain + one, outside + 2 * one
     block = 4 * count(network.blocks[0].parameters())
     rest = 4 * (numbers - count(network.blocks.parameters()))
     gathered = 2 * rest + 4 * block  # the head's, one block's and the next one's, with a gradient
-    loss = 12 * min(2 ** 25, micro * config.block_size * config.vocab_size)  # logits, a part
+    loss = 12 * min(2 ** 24, config.batch_size * config.block_size * config.vocab_size)
+    loss += 12 * config.vocab_size * config.n_embd  # the head's gradient, of a part and of all
     return (numbers, held, held + plain + loss, held + again + loss,
             held / options.devices + gathered + again + loss)
 
@@ -86,14 +92,15 @@ def moments(network, optimizer):
     return 8 * (count(network.parameters()) - count(matrices)) + 4 * muons
 
 
-def kept(network, micro, dtype):
-    """The bytes that a forward pass of `micro` sequences keeps, beside the parameters."""
+def kept(network, config, dtype):
+    """The bytes that a forward pass of batch_size sequences keeps, up to the head, beside the
+    parameters: also their copies in `dtype`."""
     tensors = []
     with network.wte.weight.fake_mode, torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: tensors.append(tensor) or tensor, lambda tensor: tensor):
-        idx = torch.zeros(micro, network.config.block_size, dtype=torch.int64)
+        idx = torch.zeros(config.batch_size, config.block_size, dtype=torch.int64)
         with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
-            network(idx, idx)
+            network.hidden(idx)
     own = {p.untyped_storage()._cdata for p in network.parameters()}
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
                 for tensor in tensors}

@@ -1018,3 +1018,16 @@ def test_a_data_set_may_be_named_by_its_folder(home):
     for name in ('data/tiny', 'tiny/', './tiny', 'data/tiny.py'):
         train.main([*TINY[1:], f'--dataset={name}', '--max_steps=1', '--out_dir=x', '--resume'])
         assert checkpoint.load('x')['config']['dataset'] == 'tiny'
+
+
+def test_processes_compare_their_tokenizers(home, monkeypatch):
+    facts = []
+    monkeypatch.setattr(machine.Machine, 'check_same', lambda self, known: facts.append(known))
+    argv = [*TINY, '--max_steps=1']
+    train.main(argv)
+    path = home / 'data' / 'tiny' / 'meta.json'
+    meta = json.loads(path.read_text())
+    meta['tokenizer']['chars'] = meta['tokenizer']['chars'][::-1]
+    path.write_text(json.dumps(meta))
+    train.main(argv)
+    assert {name for name in facts[0] if facts[0][name] != facts[1][name]} == {'tokenizer'}

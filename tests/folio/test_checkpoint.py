@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,6 +131,19 @@ def test_a_damaged_checkpoint_is_one_line():
     with pytest.raises(UserError, match="a.pt is damaged, or was not made by folio: KeyError: 'x'"):
         with checkpoint.damaged('a.pt'):
             {}['x']
+
+
+@pytest.mark.parametrize('system, mapped', [('posix', True), ('nt', False)])
+def test_a_checkpoint_is_part_of_its_file_where_a_mapped_file_can_be_replaced(
+        tmp_path, monkeypatch, system, mapped):
+    state, maps = {'model': {'x': torch.ones(3)}, 'config': {}, 'tokenizer': None}, []
+    checkpoint.save(state, tmp_path / 'ckpt.pt')
+    load = torch.load
+    monkeypatch.setattr(torch, 'load', lambda *_, mmap, **named: (
+        maps.append(mmap), load(*_, mmap=mmap, **named))[1])
+    monkeypatch.setattr(checkpoint, 'os', SimpleNamespace(name=system))
+    assert checkpoint.load(tmp_path / 'ckpt.pt')['model']['x'].equal(torch.ones(3))
+    assert maps == [mapped]
 
 
 def test_the_versions_of_what_made_a_checkpoint_are_plain_text():
