@@ -161,7 +161,8 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('if size > 1 << 24:', 'if False:'),
         ('if ids.min(initial=0) < 0:', 'if False:'),
         ('np.full(codes.max(initial=0) + 2', 'np.full(codes.max(initial=0) + 1'),
-        ("getincrementaldecoder('utf-8')('replace')", "getincrementaldecoder('utf-8')('ignore')"),
+        ("text.endswith('\\ufffd') and", 'False and'),
+        (" and self.kind != 'char'", ''),
         ("    tokens |= {rank: text.encode() for text, rank in spec['special'].items()}\n", ''),
         ('    library.no_truncation()\n', ''),
         ("twice[len(once):].encode()", "once.encode()"),
@@ -171,7 +172,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('if token.special}', '}'),
         ('return added[i].content.encode()', "return b''"),
         ("model.get('unk_id', ", "model.get('', "),
-        ('list(map(encode, at_words(cut_up(text))))', 'list(map(encode, text.partition(" ")))'),
+        ('at_words(cut_up(text))', 'cut_up(text)'),
     ],
     'folio/speed.py': [
         ('MARGIN * seconds', 'seconds'),
@@ -182,7 +183,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
     'folio/options.py': [
         ('value is not None and not COMPARISONS', 'value is not None and COMPARISONS'),
         ("return path if path.exists() or", 'return path if'),
-        ("or may_be_true(fields[key]):", 'or False:'),
+        ("elif equals or key not in valued:", 'elif equals:'),
         ("elif words and not words[0].startswith('--'):", 'elif words:'),
         ('NANOGPT.get(word, word)', 'word'),
         ("path.name.removesuffix('.py')", 'path.name'),
