@@ -99,9 +99,9 @@ def prepare(options):
     spec = known_spec(options.tokenizer)  # first of all, since it may be mistyped
     with locked(folder), cleaned(folder):
         source = Source(raw_files(options, folder), options)
-        parts = source.parts()  # before a vocabulary is learned: the text may be too short
+        passages = source.passages()  # before a vocabulary is learned: the text may be too short
         tokenizer = Tokenizer(spec or source.spec())
-        counts = write_tokens(source, parts, tokenizer, folder)
+        counts = write_tokens(source, passages, tokenizer, folder)
         meta = describe_tokens(source, tokenizer, counts)
         (folder / 'meta.json.tmp').write_text(json.dumps(meta), encoding='utf-8')
         publish(folder)
@@ -258,8 +258,9 @@ class Source:
             seen |= new
             words += len(''.join(new).encode())
 
-    def parts(self):
-        """(split, pieces of text) of each document; UserError for a text too short to split."""
+    def passages(self):
+        """(number of the document, split, text) of each piece; UserError for a text too short to
+        split."""
         fraction = self.options.val_fraction
         if not self.joined:
             fingerprints = list(map(texts.fingerprint, self.documents(LARGE)))
@@ -290,40 +291,32 @@ def validation_hashes(fingerprints, fraction):
 
 
 def split_by_hash(documents, is_validation):
-    """(split, pieces of text) of each document, which goes whole to the split its hash names."""
-    for document in documents:
+    """The passages of the documents, each of which goes whole to the split its hash names."""
+    for number, document in enumerate(documents):
         digest, _ = texts.fingerprint(document)
-        yield 'val' if is_validation(digest) else 'train', document()
+        split = 'val' if is_validation(digest) else 'train'
+        for text in document():
+            yield number, split, text
 
 
 def split_by_position(documents, cut):
-    """(split, pieces of text) of each document, the first `cut` characters of all for training; the
-    document across the cut comes in two parts, each to be read before the next is taken."""
-    halves = itertools.groupby(halve(documents, cut), key=lambda half: half[:2])
-    for (_, split), group in halves:
-        yield split, (text for *_, text in group)
-
-
-def halve(documents, cut):
-    """(number of the document, split, text) of each piece, in two where it has character `cut`."""
+    """The passages of the documents, the first `cut` characters of all for training; the piece
+    across the cut comes in two."""
     for number, document in enumerate(documents):
         for text in document():
-            for split, half in (('train', text[:cut]), ('val', text[cut:])):
-                if half:
-                    yield number, split, half
+            yield number, 'train', text[:cut]
+            yield number, 'val', text[cut:]
             cut = max(cut - len(text), 0)
 
 
 # --- token files, written ------------------------------------------------------------------------
 
-def write_tokens(source, parts, tokenizer, folder):
-    """Write train.bin.tmp and val.bin.tmp, the ids of the parts, (split, pieces of text); returns a
-    Counter of the ids of each split and of the characters and bytes in them."""
+def write_tokens(source, passages, tokenizer, folder):
+    """Write train.bin.tmp and val.bin.tmp, the ids of the passages; returns a Counter of the ids of
+    each split and of the characters and bytes in them."""
     counts, by_words = Counter(), tokenizer.kind in ('bpe', 'json')
-    if by_words:
-        parts = ((split, texts.at_words(pieces)) for split, pieces in parts)
-    passages = texts.separated(parts, always=by_words)
-    groups = texts.group_pieces(passages, length=lambda passage: len(passage[1]))
+    pieces = texts.separated(passages, by_words)
+    groups = texts.group_pieces(pieces, length=lambda piece: len(piece[1]))
     encode = functools.partial(encode_group, tokenizer)
     bar = progress_bar(desc=f'{source.options.name}: encoding', unit='B', unit_scale=True)
     with bar, open(folder / 'train.bin.tmp', 'wb') as train, \
@@ -463,7 +456,7 @@ def open_corpus(name, spec=None):
     folder = folio.options.ROOT / 'data' / name
     recipes = {path.stem: path for path in (folio.options.ROOT / 'data').glob('*.py')}
     recipe = recipes.get(name)  # no other file is run, whatever a checkpoint calls its data
-    if not split_files(folder, 'train'):
+    if not any('train' in path.stem for path in folder.glob('*.bin')):
         prepare_missing(folder, recipe, ', '.join(sorted(recipes)), spec)
     meta = read_meta(folder)
     made_with = meta.get('recipe') or {}
@@ -501,13 +494,12 @@ def read_meta(folder):
         meta = json.loads(path.read_text(encoding='utf-8'))
         limit = {'uint16': 1 << 16, 'uint32': 1 << 24}[meta['dtype']]
         numbers = [meta['vocab_size'], *meta['tokens'].values()]
-        sound = ({type(number) for number in numbers} == {int} and 1 <= numbers[0] <= limit
-                 and isinstance(meta['tokenizer'], dict | None)
-                 and isinstance(meta.get('recipe'), dict | None))
+        if not ({type(number) for number in numbers} == {int} and 1 <= numbers[0] <= limit
+                and isinstance(meta['tokenizer'], dict | None)
+                and isinstance(meta.get('recipe'), dict | None)):
+            raise ValueError
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        sound = False
-    if not sound:
-        raise UserError(f'{path} is damaged, or not from prepare.py; run that again')
+        raise UserError(f'{path} is damaged, or not from prepare.py; run that again') from None
     return meta
 
 
@@ -536,36 +528,28 @@ class PlainUnpickler(pickle.Unpickler):
 def read_characters(path):
     """The tokenizer's dict of nanoGPT's meta.pkl: of as many characters as its vocab_size, in the
     order of their ids; UserError for a file that holds anything else."""
-    data = path.read_bytes()
     try:
-        meta = PlainUnpickler(io.BytesIO(data)).load()
+        meta = PlainUnpickler(io.BytesIO(path.read_bytes())).load()
         chars = ''.join(sorted(meta['stoi'], key=meta['stoi'].get))
         ids = {char: i for i, char in enumerate(chars)}
-        sound = chars.encode() and meta == {
-            'vocab_size': len(chars), 'stoi': ids, 'itos': dict(enumerate(chars))}
+        if not chars.encode() or meta != {
+                'vocab_size': len(chars), 'stoi': ids, 'itos': dict(enumerate(chars))}:
+            raise ValueError
     except Exception:  # whatever a broken pickle raises
-        sound = False
-    if not sound:
         raise UserError(f"{path} holds more or other things than nanoGPT's characters, and is not "
-                        'read; prepare the data again with prepare.py')
+                        'read; prepare the data again with prepare.py') from None
     return {'kind': 'char', 'chars': chars}
 
 
 def open_split(folder, split, meta):
-    """The Tokens of a split in the folder, of all its files; UserError without one."""
-    paths = split_files(folder, split)
+    """The Tokens of the files that have the split's name as a word in theirs, in sorted order (so
+    pretrain_val.bin is none of train's); UserError without one."""
+    word = re.compile(rf'(?<![a-z]){split}(?![a-z])')
+    paths = sorted(path for path in folder.glob('*.bin') if word.search(path.stem))
     if not paths:
         raise UserError(f'{folder} has no {split}.bin; run prepare.py again')
     return Tokens(paths, np.dtype(meta['dtype']).newbyteorder('<'), meta['vocab_size'],
                   meta['tokens'].get(split))
-
-
-def split_files(folder, split):
-    """The token files that have the split's name as a word in theirs, in sorted order; so
-    pretrain_val.bin is none of train's."""
-    word = re.compile(rf'(?<![a-z]){split}(?![a-z])')
-    return sorted(path for path in folder.glob('*.bin')
-                  if path.is_file() and word.search(path.stem))
 
 
 if __name__ == '__main__':

@@ -13,8 +13,10 @@ import contextlib
 import functools
 import glob
 import hashlib
+import itertools
 import json
 import re
+from operator import itemgetter
 from pathlib import Path
 
 from folio import options
@@ -26,14 +28,10 @@ OPENERS = {'': 'io', '.gz': 'gzip', '.bz2': 'bz2', '.xz': 'lzma', '.zst': 'pyzst
 CRLF = 'line ends \\r\\n became \\n (--crlf=True keeps them)'  # what is counted
 EMPTY = 'documents without a text were left out'
 SEPARATOR = ''  # stands for what separates two documents of a split
-ENDINGS = (  # of files that hold no plain text: what they are, and what to do
-    dict.fromkeys(['.tar', '.tgz', '.zip', '.7z', '.rar'], 'an archive: unpack it')
-    | dict.fromkeys(['.pdf', '.doc', '.docx', '.odt', '.rtf', '.epub'],
-                    'a document with a layout: export it as plain text')
-    | dict.fromkeys(['.csv', '.tsv', '.xlsx'],
-                    'a table: turn it into JSON lines, such as {"text": "..."}, in a .jsonl file'))
-BINARY = ('a picture, packed data or UTF-16: export it as text, unpack it, convert it (iconv '
-          '-f UTF-16 -t UTF-8 FILE > NEW), or name the texts only, as in --input="notes/*.txt"')
+FORMATS = '.tar .tgz .zip .7z .rar .pdf .doc .docx .odt .rtf .epub .csv .tsv .xlsx'.split()
+NO_TEXT = ('is no plain text: unpack an archive, export a document or picture as text and a table '
+           'as JSON lines ({"text": "..."}, in a .jsonl file), convert UTF-16 (iconv -f UTF-16 -t '
+           'UTF-8 FILE > NEW), or name the texts only, as in --input="notes/*.txt"')
 
 
 def input_files(patterns):
@@ -79,15 +77,15 @@ def kind_of(path):
 
 
 def reason_against(path):
-    """What a file looks like that is not read as a text, and what to do about it; or None."""
+    """Why a file is not read as a text, and what to do about it; or None."""
     ending, _ = kind_of(path)
-    if ending in ENDINGS or ending in READERS and ending != '.json':
-        return ENDINGS.get(ending)
+    if ending in READERS and ending != '.json':
+        return None
     with readable(path) as file:
         head = file.read(1 << 12)
     if ending == '.json' and re.match(rb'\s*(\[|\{\s*\n)', head):
-        return 'JSON that is not in lines: jq -c ".[]" makes lines of an array'
-    return BINARY if b'\0' in head or head.startswith(b'%PDF') else None
+        return 'is JSON that is not in lines: jq -c ".[]" makes lines of an array'
+    return NO_TEXT if ending in FORMATS or b'\0' in head or head.startswith(b'%PDF') else None
 
 
 def documents(paths, field, crlf, counts):
@@ -99,7 +97,7 @@ def documents(paths, field, crlf, counts):
     """
     for path in paths:
         if reason := reason_against(path):
-            raise UserError(f'{path} looks like {reason}')
+            raise UserError(f'{path} {reason}')
         reader = READERS.get(kind_of(path)[0])
         if reader is None:
             yield functools.partial(read_plain, path, crlf, counts)
@@ -247,14 +245,16 @@ def at_words(pieces, size=None):
         yield held
 
 
-def separated(parts, always):
-    """(split, text) of all parts, (split, pieces of a document), with SEPARATOR as the text between
-    two documents of a split: always, or only after one that does not end its last line."""
+def separated(passages, by_words):
+    """(split, text) of passages, (number of the document, split, text), cut as at_words does it if
+    by_words, with SEPARATOR as the text between two documents of a split: if by_words, or else only
+    after one that does not end its last line."""
     last = {}  # character of each split
-    for split, pieces in parts:
-        begins = True
-        for text in filter(None, pieces):
-            if begins and split in last and (always or last[split] != '\n'):
-                yield split, SEPARATOR
+    for (_, split), document in itertools.groupby(
+            filter(itemgetter(2), passages), key=itemgetter(0, 1)):
+        if split in last and (by_words or last[split] != '\n'):
+            yield split, SEPARATOR
+        pieces = (text for *_, text in document)
+        for text in at_words(pieces) if by_words else pieces:
             yield split, text
-            begins, last[split] = False, text[-1]
+            last[split] = text[-1]

@@ -308,8 +308,8 @@ def test_line_ends_become_newlines_unless_they_are_kept(home, capsys):
 def test_documents_go_where_their_hash_says():
     documents = [lambda letter=letter: [letter] for letter in 'abc']
     chosen = texts.fingerprint(documents[1])[0]
-    splits = [split for split, _ in prepare.split_by_hash(documents, {chosen}.__contains__)]
-    assert splits == ['train', 'val', 'train']
+    passages = list(prepare.split_by_hash(documents, {chosen}.__contains__))
+    assert passages == [(0, 'train', 'a'), (1, 'val', 'b'), (2, 'train', 'c')]
 
 
 def test_validation_has_its_share_of_the_characters_up_to_a_document(home):
@@ -347,11 +347,13 @@ def test_of_very_many_documents_a_share_of_all_hashes_goes_to_validation():
 def test_a_document_across_the_cut_comes_in_two_parts():
     documents = [lambda pieces=pieces: pieces
                  for pieces in (['ab', 'c'], [], ['de', '', 'fg'], ['h'])]
-    for cut, expected in ((5, [('train', 'abc'), ('train', 'de'), ('val', 'fg'), ('val', 'h')]),
-                          (3, [('train', 'abc'), ('val', 'defg'), ('val', 'h')]),
-                          (1, [('train', 'a'), ('val', 'bc'), ('val', 'defg'), ('val', 'h')])):
-        parts = prepare.split_by_position(documents, cut)
-        assert [(split, ''.join(pieces)) for split, pieces in parts] == expected
+    for cut, expected in ((5, ['0abc', '2de', '2FG', '3H']), (3, ['0abc', '2DEFG', '3H']),
+                          (1, ['0a', '0BC', '2DEFG', '3H'])):
+        parts = {}
+        for number, split, text in prepare.split_by_position(documents, cut):
+            parts.setdefault((number, split), []).append(text if split == 'train' else text.upper())
+        made = [f'{number}{"".join(pieces)}' for (number, _), pieces in parts.items()]
+        assert [part for part in made if len(part) > 1] == expected
 
 
 def test_meta_counts_documents_characters_bytes_and_tokens(home):

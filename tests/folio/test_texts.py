@@ -54,11 +54,11 @@ def test_a_kind_is_known_by_its_ending_in_any_case_of_letters(tmp_path, name):
 
 
 @pytest.mark.parametrize('name, content, message', [
-    ('a.csv', b'a,b', 'a table: turn it into JSON lines'), ('a.TAR.GZ', None, 'unpack it'),
-    ('a.pdf', b'', 'export it'), ('a', b'%PDF-1.4\n%\xe2', 'export it as text'),
-    ('a', PNG, 'a picture'), ('a.docx', b'', 'export it'), ('a', b'a\0b', 'packed data'),
-    ('a', None, 'unpack it'), ('a.txt', 'text'.encode('utf-16'), 'iconv -f UTF-16'),
-    ('a.txt.gz', gzip.compress(b'a\0', mtime=0), 'packed data'),
+    ('a.csv', b'a,b', 'a table as JSON lines'), ('a.TAR.GZ', None, 'unpack an archive'),
+    ('a.pdf', b'', 'export a doc'), ('a', b'%PDF-1.4\n%\xe2', 'export a document'),
+    ('a', PNG, 'picture'), ('a.docx', b'', 'export a doc'), ('a', b'a\0b', 'no plain text'),
+    ('a', None, 'unpack an archive'), ('a.txt', 'text'.encode('utf-16'), 'iconv -f UTF-16'),
+    ('a.txt.gz', gzip.compress(b'a\0', mtime=0), 'no plain text'),
     ('a.txt', b'Gr\xfc\xdfe', 'iconv -f LATIN1'),
     ('a.json', b'[{"text": "one"}]', 'JSON that is not in lines: .* makes lines of an array'),
     ('a.JSON', b'{\n"text": "one"}', 'JSON that is not in lines'),
@@ -81,7 +81,7 @@ def test_what_is_no_text_is_left_out_of_a_folder_and_counted(home, capsys):
     said = capsys.readouterr().out
     assert said == ('left out of notes: 5 files that are not read as text (--input=FILE says '
                     'why), such as b.PNG, c.png, d.docx, f, package.json\n')
-    with pytest.raises(UserError, match='b.PNG looks like a picture'):
+    with pytest.raises(UserError, match='b.PNG is no plain text'):
         contents(texts.input_files(['notes/*']))
 
 
@@ -223,10 +223,9 @@ def test_groups_hold_all_pieces_and_are_full_but_the_last(pieces):
 
 
 def test_a_separator_stands_between_documents_of_one_split():
-    parts = [('train', ['a', 'b']), ('val', ['c\n']), ('train', []), ('train', ['', 'd\n', 'e\n']),
-             ('train', ['f']), ('val', ['g'])]
-    for always, expected in ((False, 'ab|d\ne\nf'), (True, 'ab|d\ne\n|f')):
-        made = [text or '|' for split, text in texts.separated(parts, always) if split == 'train']
-        assert ''.join(made) == expected
-    made = [text for split, text in texts.separated(parts, True) if split == 'val']
-    assert made == ['c\n', texts.SEPARATOR, 'g']
+    passages = [(0, 'train', 'a'), (0, 'train', 'b'), (1, 'val', 'c\n'), (2, 'train', 'd\n'),
+                (2, 'train', 'e\n'), (3, 'train', 'f'), (3, 'val', 'g')]
+    for by_words, expected in ((False, 'ab|d\ne\nf'), (True, 'ab|d\ne\n|f')):
+        pieces = list(texts.separated(passages, by_words))
+        assert ''.join(text or '|' for split, text in pieces if split == 'train') == expected
+    assert [text for split, text in pieces if split == 'val'] == ['c\n', texts.SEPARATOR, 'g']
