@@ -38,7 +38,6 @@ from folio.tokenizer import Tokenizer, code_points, json_spec, name_of, tiktoken
 
 SPLITS = ('train', 'val')
 UNFINISHED = ('train.bin.tmp', 'val.bin.tmp', 'meta.json.tmp', 'stdin.tmp')
-NAME = r'\w[\w.-]*'  # of a data set
 WHOLE_DOCUMENTS_FROM = 100  # documents, from which on each goes to one split as a whole
 LARGE = 10_000  # documents, from which on validation's share of the text is left to chance
 BPE_SAMPLE = 1 << 25  # characters that a vocabulary is learned from
@@ -80,7 +79,7 @@ def read_options(argv):
     options.name = options.name or (Path(recipes[-1]).stem if recipes else None)
     if not options.name:
         raise UserError('what to prepare? A recipe, data/NAME.py, or --input=FILE --name=NAME')
-    if not re.fullmatch(NAME, options.name):
+    if not re.fullmatch(r'\w[\w.-]*', options.name):
         raise UserError(f'--name={options.name}: a name has letters, digits, _, . and - only')
     if bool(options.input) == bool(options.url):
         raise UserError(f'{options.name}: give either input or url (--input=FILE or --url=URL)')
@@ -437,13 +436,11 @@ class Tokens:
 
 def read_header(path, dtype):
     """(dtype, offset, count): where the ids of a token file are; UserError if it is cut."""
-    size = path.stat().st_size
-    with open(path, 'rb') as file:
-        head = np.frombuffer(file.read(12).ljust(12, b'\0'), '<i4').tolist()
+    size, head = path.stat().st_size, np.fromfile(path, '<i4', 3).tolist()
     offset, count = 0, size // dtype.itemsize
-    if head[:2] == LLMC_HEADER:
+    if size >= 1024 and head[:2] == LLMC_HEADER:
         dtype, offset, count = np.dtype('<u2'), 1024, head[2]
-    if count < 0 or size != offset + count * dtype.itemsize:
+    if size != offset + count * dtype.itemsize:
         raise UserError(f'{path} is half made: it has {size:,} bytes, and {count:,} ids of '
                         f'{dtype.itemsize} bytes take {offset + count * dtype.itemsize:,}')
     return dtype, offset, count

@@ -150,8 +150,7 @@ def tiktoken_spec(name):
 def json_spec(path):
     """The dict of the tokenizer.json at this path; UserError if it can't be read."""
     with readable(path) as file:
-        text = file.read().decode()
-    spec = {'kind': 'json', 'name': path.resolve().parent.name, 'json': text}
+        spec = {'kind': 'json', 'name': path.resolve().parent.name, 'json': file.read().decode()}
     load_json(spec)  # which refuses what is not in the format
     return spec
 
