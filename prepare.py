@@ -231,15 +231,15 @@ class Source:
     def char_spec(self):
         """The dict of a tokenizer of the characters, or of the max_vocab commonest, which then have
         UNKNOWN among them."""
-        counts, limit = self.character_counts.copy(), self.options.max_vocab
+        counts, spec = self.character_counts.copy(), {'kind': 'char'}
         if self.documents_read > 1:  # which a newline has to separate
             counts[ord('\n')] = counts.max() + 1
         codes = np.flatnonzero(counts)
-        if limit is None or len(codes) <= limit:
-            return {'kind': 'char', 'chars': ''.join(map(chr, codes))}
-        counts[ord(UNKNOWN)] = counts.max() + 1
-        codes = np.sort(np.argsort(-counts, kind='stable')[:limit])
-        return {'kind': 'char', 'chars': ''.join(map(chr, codes)), 'unknown': UNKNOWN}
+        if len(codes) > (self.options.max_vocab or len(counts)):
+            counts[ord(UNKNOWN)] = counts.max() + 1
+            codes = np.sort(np.argsort(-counts, kind='stable')[:self.options.max_vocab])
+            spec['unknown'] = UNKNOWN
+        return spec | {'chars': ''.join(map(chr, codes))}
 
     def sample(self):
         """Pieces of text, spread over the files: BPE_SAMPLE characters at most, and fewer of a text

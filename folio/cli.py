@@ -38,13 +38,17 @@ def run(main):
 
 
 def error_line(error):
-    """What this process prints of an error, on one line that does nothing to a terminal (an escape
-    in a file's name becomes \\x1b), or its exit code where another process prints it."""
-    rank, text = os.environ['RANK'] if launched() else '0', str(error) or 'out of memory'
-    text = ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:2000])
+    """What this process prints of an error, or its exit code where another one prints it."""
+    rank = os.environ['RANK'] if launched() else '0'
+    text = one_line(str(error) or 'out of memory')
     if getattr(error, 'any_rank', True) and launched():
         return f'error: rank {rank} ({platform.node()}): {text}'
     return f'error: {text}' if rank == '0' else 1
+
+
+def one_line(text, longest=2000):
+    """A text on one line that does nothing to a terminal: an escape in it becomes \\x1b."""
+    return ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:longest])
 
 
 def end_quietly(kind, error, trace):

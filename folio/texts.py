@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import re
+import sys
 from operator import itemgetter
 from pathlib import Path
 
@@ -202,11 +203,13 @@ READERS = {'.jsonl': read_json_lines, '.ndjson': read_json_lines, '.json': read_
            '.parquet': read_parquet}  # by ending; all else is plain text
 
 
-def plain(data):
-    """(text, how often) of the bytes of a plain file: without a byte order mark, and with a newline
-    for each \\r\\n. ValueError for what is not UTF-8."""
+def plain(data, name):
+    """The text of a plain file's bytes, without a byte order mark and with a newline for each
+    \\r\\n, which is said; ValueError for what is not UTF-8."""
     text = data.decode('utf-8-sig')
-    return text.replace('\r\n', '\n'), text.count('\r\n')
+    if found := text.count('\r\n'):
+        print(f'{name}: {found:,} \\r\\n became \\n', file=sys.stderr)
+    return text.replace('\r\n', '\n')
 
 
 # --- pieces --------------------------------------------------------------------------------------
