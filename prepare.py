@@ -160,10 +160,10 @@ def raw_files(options, folder):
     """The files to read, Paths; what a URL or standard input brings is put into the folder."""
     if not options.input:
         return downloaded_files(options, folder)
-    piped = folder / 'stdin.tmp'
     if '-' in options.input:
-        keep_standard_input(piped)
-    paths = texts.input_files([piped if path == '-' else path for path in options.input])
+        keep_standard_input(folder / 'stdin.tmp')
+    paths = texts.input_files(folder / 'stdin.tmp' if path == '-' else path
+                              for path in options.input)
     return [path for path in paths if path.resolve() != folder.resolve() / 'meta.json']
 
 
@@ -193,8 +193,7 @@ def downloaded_files(options, folder):
 # --- documents -----------------------------------------------------------------------------------
 
 class Source:
-    """The documents of the files, which are read again for each pass. Fewer than
-    WHOLE_DOCUMENTS_FROM are joined."""
+    """The documents of the files, which are read again for each pass."""
 
     def __init__(self, paths, options):
         self.paths, self.options = paths, options
@@ -202,11 +201,10 @@ class Source:
         self.changes = {}  # what was changed in the texts, or left out, see texts.documents
         self.documents_read = 0
         first = sum(1 for _ in self.documents(WHOLE_DOCUMENTS_FROM))
-        self.joined = first < WHOLE_DOCUMENTS_FROM
+        self.joined = first < WHOLE_DOCUMENTS_FROM  # to be cut as one text
 
     def documents(self, most=None):
-        """The documents, in order, or the first of them; documents_read counts those of the latest
-        pass."""
+        """The documents, or the first of them; documents_read counts those of the latest pass."""
         self.documents_read = 0
         for document in itertools.islice(texts.documents(
                 self.paths, self.options.field, self.options.crlf, self.changes), most):
@@ -371,10 +369,9 @@ def describe_tokens(source, tokenizer, counts):
 def report(folder, meta, source):
     """Print the numbers, and what was changed in the texts, or left out."""
     tokens = meta['tokens']
-    print(f'{short(folder)}: documents {meta["documents"]:,}, characters '
-          f'{meta["characters"]:,}, bytes {meta["bytes"]:,}; vocabulary: '
-          f'{name_of(meta["tokenizer"])}, {meta["vocab_size"]:,} ids; {tokens["train"]:,} tokens '
-          f'for training and {tokens["val"]:,} for validation')
+    print(f'{short(folder)}: documents {meta["documents"]:,}, characters {meta["characters"]:,}; '
+          f'vocabulary: {name_of(meta["tokenizer"])}, {meta["vocab_size"]:,} ids; '
+          f'{tokens["train"]:,} tokens for training and {tokens["val"]:,} for validation')
     for kind in (texts.CRLF, texts.EMPTY):
         times = sum(number for (_, what), number in source.changes.items() if what == kind)
         if times:
@@ -385,11 +382,7 @@ def report(folder, meta, source):
 
 class Tokens:
     """A split: `len` token ids, of one file or of several after another, read where needed.
-
-    Files are bare little-endian ids, or have the header of 1 KiB that llm.c writes: 256 int32, the
-    first three LLMC_HEADER and the number of ids, which are uint16. UserError for a file that is
-    cut, or if there are not `count` ids in all.
-    """
+    UserError for a file that is cut, or if there are not `count` ids in all."""
 
     def __init__(self, paths, dtype, vocab_size, count=None):
         self.paths, self.vocab_size = paths, vocab_size
@@ -435,7 +428,8 @@ class Tokens:
 
 
 def read_header(path, dtype):
-    """(dtype, offset, count): where the ids of a token file are; UserError if it is cut."""
+    """(dtype, offset, count): where the ids of a token file are; UserError if it is cut. llm.c
+    writes 256 int32, LLMC_HEADER and the number of ids first of all, before ids of uint16."""
     size, head = path.stat().st_size, np.fromfile(path, '<i4', 3).tolist()
     offset, count = 0, size // dtype.itemsize
     if size >= 1024 and head[:2] == LLMC_HEADER:
@@ -482,8 +476,8 @@ def prepare_missing(folder, recipe, known, spec):
 
 
 def read_meta(folder):
-    """The content of meta.json, a dict, or what stands for it where the files are another
-    program's; UserError for one that prepare.py did not write."""
+    """The content of meta.json, or what stands for it where there is none, a dict; UserError for
+    one that prepare.py did not write."""
     path = folder / 'meta.json'
     if not path.exists():
         return foreign_meta(folder)
@@ -501,8 +495,7 @@ def read_meta(folder):
 
 
 def foreign_meta(folder):
-    """What stands for meta.json where there is none: the characters in nanoGPT's meta.pkl, or else
-    GPT-2's vocabulary, if it can be had."""
+    """What stands for meta.json: nanoGPT's meta.pkl, or else GPT-2's vocabulary."""
     meta = {'tokenizer': None, 'vocab_size': 50257, 'dtype': 'uint16', 'tokens': {}}
     if (folder / 'meta.pkl').exists():
         spec = read_characters(folder / 'meta.pkl')
@@ -523,8 +516,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def read_characters(path):
-    """The tokenizer's dict of nanoGPT's meta.pkl: of as many characters as its vocab_size, in the
-    order of their ids; UserError for a file that holds anything else."""
+    """The tokenizer's dict of nanoGPT's meta.pkl; UserError for one that holds anything else."""
     try:
         meta = PlainUnpickler(io.BytesIO(path.read_bytes())).load()
         chars = ''.join(sorted(meta['stoi'], key=meta['stoi'].get))

@@ -46,9 +46,9 @@ def error_line(error):
     return f'error: {text}' if rank == '0' else 1
 
 
-def one_line(text, longest=2000):
+def one_line(text):
     """A text on one line that does nothing to a terminal: an escape in it becomes \\x1b."""
-    return ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:longest])
+    return ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:2000])
 
 
 def end_quietly(kind, error, trace):

@@ -90,12 +90,9 @@ def reason_against(path):
 
 
 def documents(paths, field, crlf, counts):
-    """The documents of the files, in order; UserError for a file that can't be read.
-
-    field: where the text is, a key of JSON lines and a column of Parquet files. crlf: keep \\r\\n
-    in plain text, where else it becomes \\n. counts: a dict that is told what was changed or left
-    out, {(path, what): how often}.
-    """
+    """The documents of the files, in order, which have their text in `field` if they are JSON or
+    Parquet; UserError for a file that can't be read. crlf: keep \\r\\n in plain text, where else it
+    becomes \\n. counts: a dict that is told {(path, CRLF or EMPTY): how often}."""
     for path in paths:
         if reason := reason_against(path):
             raise UserError(f'{path} {reason}')
@@ -149,8 +146,7 @@ def readable(path):
 
 
 def read_plain(path, crlf, counts):
-    """The text of a UTF-8 file in pieces, without a byte order mark. Unless `crlf` is true, \\r\\n
-    becomes \\n, which counts[path, CRLF] counts."""
+    """The text of a UTF-8 file in pieces, without a byte order mark; see documents."""
     decoder, held, found = codecs.getincrementaldecoder('utf-8-sig')(), '', 0
     with readable(path) as file:
         while block := file.read(PIECE):
@@ -249,9 +245,9 @@ def at_words(pieces, size=None):
 
 
 def separated(passages, by_words):
-    """(split, text) of passages, (number of the document, split, text), cut as at_words does it if
-    by_words, with SEPARATOR as the text between two documents of a split: if by_words, or else only
-    after one that does not end its last line."""
+    """(split, text) of passages, (number of the document, split, text), with SEPARATOR as the text
+    between two documents of a split. by_words: they are cut by at_words; else one that ends its
+    last line needs no SEPARATOR."""
     last = {}  # character of each split
     for (_, split), document in itertools.groupby(
             filter(itemgetter(2), passages), key=itemgetter(0, 1)):

@@ -179,9 +179,8 @@ def code_points(text):
 
 
 def char_tables(spec):
-    """(ids, token_bytes, unknown) of a character vocabulary: the id of each code point, -1 for
-    none, as an array that ends with a code point above all; the bytes of each id; and the id of
-    unknown characters or None."""
+    """(ids, token_bytes, unknown) for a Tokenizer; ids: of each code point, -1 for none, an array
+    that ends with a code point above all."""
     codes = code_points(spec['chars'])
     unknown = spec['chars'].index(spec['unknown']) if 'unknown' in spec else None
     ids = np.full(codes.max(initial=0) + 2, -1 if unknown is None else unknown, np.int32)
@@ -203,8 +202,7 @@ def load_bpe(spec):
 
 
 def list_by_id(tokens):
-    """The bytes of each id, a list, of a dict from ids to bytes; b'' for those that it lacks.
-    ValueError for an id that makes the list too long."""
+    """The values of a dict in a list, b'' for ids that it lacks; ValueError if that is too long."""
     size = max(tokens, default=-1) + 1
     if size > 1 << 24:
         raise ValueError(f'an id is {size - 1}')
@@ -228,10 +226,8 @@ def encode_json(library, text):
 
 
 def load_json(spec):
-    """(library, token_bytes, special, unknown): the Tokenizer of `tokenizers` for the dict, the
-    bytes of each id, the ids of special tokens by their texts, and that of unknown characters or
-    None. These are the library's ids, from which those in a file may differ. UserError for a text
-    that is no tokenizer.json."""
+    """(library, token_bytes, special, unknown) for a Tokenizer, with the library's ids, from which
+    those in a file may differ; UserError for a text that is no tokenizer.json."""
     tokenizers = import_library('tokenizers', f'the tokenizer {spec["name"]}')
     try:
         library = tokenizers.Tokenizer.from_str(spec['json'])
