@@ -22,7 +22,6 @@ import os
 import pickle
 import re
 import sys
-import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,18 +34,10 @@ import folio.options
 from folio import texts
 from folio.cli import UserError, import_library, launched, locked, progress_bar, run, short
 from folio.options import InPath, command
-from folio.tokenizer import (
-    Tokenizer,
-    code_points,
-    json_spec,
-    name_of,
-    tiktoken_spec,
-    train_bpe,
-)
+from folio.tokenizer import Tokenizer, code_points, json_spec, name_of, tiktoken_spec, train_bpe
 
 SPLITS = ('train', 'val')
 UNFINISHED = ('train.bin.tmp', 'val.bin.tmp', 'meta.json.tmp', 'stdin.tmp')
-NAME = r'\w[\w.-]*'  # of a data set
 WHOLE_DOCUMENTS_FROM = 100  # documents, from which on each goes to one split as a whole
 LARGE = 10_000  # documents, from which on validation's share of the text is left to chance
 BPE_SAMPLE = 1 << 25  # characters that a vocabulary is learned from
@@ -88,7 +79,7 @@ def read_options(argv):
     options.name = options.name or (Path(recipes[-1]).stem if recipes else None)
     if not options.name:
         raise UserError('what to prepare? A recipe, data/NAME.py, or --input=FILE --name=NAME')
-    if not re.fullmatch(NAME, options.name):
+    if not re.fullmatch(r'\w[\w.-]*', options.name):
         raise UserError(f'--name={options.name}: a name has letters, digits, _, . and - only')
     if bool(options.input) == bool(options.url):
         raise UserError(f'{options.name}: give either input or url (--input=FILE or --url=URL)')
@@ -100,21 +91,20 @@ def read_options(argv):
 def prepare(options):
     """Make data/NAME/ of a PrepareConfig; whatever was there stays until all of it is written.
     UserError for what can't be read, encoded or written."""
-    folder, began = folio.options.ROOT / 'data' / options.name, time.perf_counter()
+    folder = folio.options.ROOT / 'data' / options.name
     foreign = [path for path in folder.glob('*.bin') if path.stem not in SPLITS]
     if foreign:
         raise UserError(f'{foreign[0]} is not from prepare.py; choose another name')
     spec = known_spec(options.tokenizer)  # first of all, since it may be mistyped
     with locked(folder), cleaned(folder):
         source = Source(raw_files(options, folder), options)
-        parts = source.parts()  # before a vocabulary is learned: the text may be too short
+        passages = source.passages()  # before a vocabulary is learned: the text may be too short
         tokenizer = Tokenizer(spec or source.spec())
-        counts = write_tokens(source, parts, tokenizer, folder)
-        meta = describe_tokens(source, tokenizer, counts, began)
+        counts = write_tokens(source, passages, tokenizer, folder)
+        meta = describe_tokens(source, tokenizer, counts)
         (folder / 'meta.json.tmp').write_text(json.dumps(meta), encoding='utf-8')
         publish(folder)
-    report(folder, meta, counts, tokenizer)
-    report_changes(source)
+    report(folder, meta, source)
 
 
 def known_spec(name):
@@ -170,19 +160,19 @@ def raw_files(options, folder):
     """The files to read, Paths; what a URL or standard input brings is put into the folder."""
     if not options.input:
         return downloaded_files(options, folder)
-    piped = folder / 'stdin.tmp'
     if '-' in options.input:
-        keep_standard_input(piped)
-    paths = texts.input_files([piped if path == '-' else path for path in options.input])
+        keep_standard_input(folder / 'stdin.tmp')
+    paths = texts.input_files(folder / 'stdin.tmp' if path == '-' else path
+                              for path in options.input)
     return [path for path in paths if path.resolve() != folder.resolve() / 'meta.json']
 
 
 def keep_standard_input(path):
     """Write standard input to a file, since a text is read more than once; UserError for JSON."""
     import shutil  # which loads compressions
-    with open(path, 'w+b') as file:
+    with open(path, 'wb') as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
-        file.seek(0)
+    with open(path, 'rb') as file:
         if re.match(rb'\s*\[?\s*\{\s*"', file.read(1 << 12)):
             raise UserError('the standard input is JSON: put it into a file that ends in .jsonl')
 
@@ -203,46 +193,30 @@ def downloaded_files(options, folder):
 # --- documents -----------------------------------------------------------------------------------
 
 class Source:
-    """The documents of the files, which are read again for each pass. Fewer than
-    WHOLE_DOCUMENTS_FROM are joined, without exact copies, which might end up in the other split."""
+    """The documents of the files, which are read again for each pass."""
 
     def __init__(self, paths, options):
         self.paths, self.options = paths, options
         self.workers = options.workers or os.cpu_count()
-        self.found = {}  # what was changed in the texts, or left out, see texts.documents
-        self.read_files = functools.partial(
-            texts.documents, paths, options.field, options.crlf, self.found)
-        several = len(list(itertools.islice(self.read_files(), 2))) > 1  # else no copies
-        first = itertools.islice(self.read_files(), LARGE) if several else []
-        known = self.fingerprints = [document.fingerprint() for document in first]
-        self.joined = len(set(known)) < WHOLE_DOCUMENTS_FROM and len(known) < LARGE
-        first_at = {digest: number for number, digest in reversed([*enumerate(known)])}
-        self.copies = {number for number, digest in enumerate(known)
-                       if self.joined and first_at[digest] < number}
+        self.changes = {}  # what was changed in the texts, or left out, see texts.documents
         self.documents_read = 0
+        first = sum(1 for _ in self.documents(WHOLE_DOCUMENTS_FROM))
+        self.joined = first < WHOLE_DOCUMENTS_FROM  # to be cut as one text
 
-    def documents(self):
-        """The Documents, in order; documents_read counts those of the latest pass."""
+    def documents(self, most=None):
+        """The documents, or the first of them; documents_read counts those of the latest pass."""
         self.documents_read = 0
-        for number, document in enumerate(self.read_files()):
-            if number not in self.copies:
-                self.documents_read += 1
-                yield document
-
-    def texts(self, what, cut=iter):
-        """The texts of all documents, in pieces, with a bar that says what is done with them. cut:
-        a function from a document's pieces to others."""
-        with progress_bar(desc=f'{self.options.name}: {what}', unit='char', unit_scale=True) as bar:
-            for document in self.documents():
-                for text in cut(document.pieces()):
-                    yield text
-                    bar.update(len(text))
+        for document in itertools.islice(texts.documents(
+                self.paths, self.options.field, self.options.crlf, self.changes), most):
+            self.documents_read += 1
+            yield document
 
     @functools.cached_property
     def character_counts(self):
         """How often each character is in the texts, an array (0x110000,) by code point."""
         counts = np.zeros(sys.maxunicode + 1, np.int64)
-        groups = map(''.join, texts.group_pieces(self.texts('counting')))
+        pieces = (text for document in self.documents() for text in document())
+        groups = map(''.join, texts.group_pieces(pieces))
         for found in in_order(self.workers, lambda text: np.bincount(code_points(text)), groups):
             counts[:len(found)] += found
         return counts
@@ -255,23 +229,24 @@ class Source:
     def char_spec(self):
         """The dict of a tokenizer of the characters, or of the max_vocab commonest, which then have
         UNKNOWN among them."""
-        counts, limit = self.character_counts.copy(), self.options.max_vocab
+        counts, spec = self.character_counts.copy(), {'kind': 'char'}
         if self.documents_read > 1:  # which a newline has to separate
             counts[ord('\n')] = counts.max() + 1
         codes = np.flatnonzero(counts)
-        if limit is None or len(codes) <= limit:
-            return {'kind': 'char', 'chars': ''.join(map(chr, codes))}
-        counts[ord(UNKNOWN)] = counts.max() + 1
-        codes = np.sort(np.argsort(-counts, kind='stable')[:limit])
-        return {'kind': 'char', 'chars': ''.join(map(chr, codes)), 'unknown': UNKNOWN}
+        if len(codes) > (self.options.max_vocab or len(counts)):
+            counts[ord(UNKNOWN)] = counts.max() + 1
+            codes = np.sort(np.argsort(-counts, kind='stable')[:self.options.max_vocab])
+            spec['unknown'] = UNKNOWN
+        return spec | {'chars': ''.join(map(chr, codes))}
 
     def sample(self):
         """Pieces of text, spread over the files: BPE_SAMPLE characters at most, and fewer of a text
         with very many different words."""
         taken, words, seen = 0, 0, set()
         step = -(-self.character_counts.sum() // BPE_SAMPLE)
-        cut = functools.partial(texts.at_words, size=BPE_PIECE)
-        for text in itertools.islice(self.texts('learning', cut), 0, None, step):
+        pieces = (text for document in self.documents()
+                  for text in texts.at_words(document(), BPE_PIECE))
+        for text in itertools.islice(pieces, 0, None, step):
             if taken >= BPE_SAMPLE or words >= BPE_WORDS:
                 break
             yield text
@@ -279,13 +254,14 @@ class Source:
             new = set(re.findall(r'\w+|[^\w\s]+', text)) - seen
             seen |= new
             words += len(''.join(new).encode())
-        print(f'the vocabulary is learned from {taken:,} characters')
 
-    def parts(self):
-        """(split, pieces of text) of each document; UserError for a text too short to split."""
+    def passages(self):
+        """(number of the document, split, text) of each piece; UserError for a text too short to
+        split."""
         fraction = self.options.val_fraction
         if not self.joined:
-            return split_by_hash(self.documents(), validation_hashes(self.fingerprints, fraction))
+            fingerprints = list(map(texts.fingerprint, self.documents(LARGE)))
+            return split_by_hash(self.documents(), validation_hashes(fingerprints, fraction))
         characters = int(self.character_counts.sum())
         cut = int(characters * (1 - fraction))
         if not 0 < cut < characters:
@@ -312,43 +288,34 @@ def validation_hashes(fingerprints, fraction):
 
 
 def split_by_hash(documents, is_validation):
-    """(split, pieces of text) of each document, which goes whole to the split its hash names."""
-    for document in documents:
-        digest, _ = document.fingerprint()
-        yield 'val' if is_validation(digest) else 'train', document.pieces()
+    """The passages of the documents, each of which goes whole to the split its hash names."""
+    for number, document in enumerate(documents):
+        digest, _ = texts.fingerprint(document)
+        split = 'val' if is_validation(digest) else 'train'
+        for text in document():
+            yield number, split, text
 
 
 def split_by_position(documents, cut):
-    """(split, pieces of text) of each document, the first `cut` characters of all for training; the
-    document across the cut comes in two parts, each to be read before the next is taken."""
-    halves = itertools.groupby(halve(documents, cut), key=lambda half: half[:2])
-    for (_, split), group in halves:
-        yield split, (text for *_, text in group)
-
-
-def halve(documents, cut):
-    """(number of the document, split, text) of each piece, in two where it has character `cut`."""
+    """The passages of the documents, the first `cut` characters of all for training; the piece
+    across the cut comes in two."""
     for number, document in enumerate(documents):
-        for text in document.pieces():
-            for split, half in (('train', text[:cut]), ('val', text[cut:])):
-                if half:
-                    yield number, split, half
+        for text in document():
+            yield number, 'train', text[:cut]
+            yield number, 'val', text[cut:]
             cut = max(cut - len(text), 0)
 
 
 # --- token files, written ------------------------------------------------------------------------
 
-def write_tokens(source, parts, tokenizer, folder):
-    """Write train.bin.tmp and val.bin.tmp, the ids of the parts, (split, pieces of text); returns a
-    Counter of the ids of each split and of the characters, bytes and unknown ids in them."""
+def write_tokens(source, passages, tokenizer, folder):
+    """Write train.bin.tmp and val.bin.tmp, the ids of the passages; returns a Counter of the ids of
+    each split and of the characters and bytes in them."""
     counts, by_words = Counter(), tokenizer.kind in ('bpe', 'json')
-    if by_words:
-        parts = ((split, texts.at_words(pieces)) for split, pieces in parts)
-    passages = texts.separated(parts, always=by_words)
-    groups = texts.group_pieces(passages, length=lambda passage: len(passage[1]))
+    pieces = texts.separated(passages, by_words)
+    groups = texts.group_pieces(pieces, length=lambda piece: len(piece[1]))
     encode = functools.partial(encode_group, tokenizer)
-    bar = progress_bar(desc=f'{source.options.name}: encoding', unit='B', unit_scale=True,
-                       total=texts.plain_size(source.paths))
+    bar = progress_bar(desc=f'{source.options.name}: encoding', unit='B', unit_scale=True)
     with bar, open(folder / 'train.bin.tmp', 'wb') as train, \
             open(folder / 'val.bin.tmp', 'wb') as val:
         for ids, found in in_order(source.workers, encode, groups):
@@ -365,16 +332,13 @@ def dtype_of(tokenizer):
 
 
 def encode_group(tokenizer, group):
-    """({split: its ids as bytes}, a Counter of ids, characters, bytes and unknown ids) of a list of
-    (split, text)."""
+    """({split: its ids as bytes}, a Counter of ids, characters and bytes) of a list of (split,
+    text)."""
     made, counts, dtype = {split: bytearray() for split in SPLITS}, Counter(), dtype_of(tokenizer)
     for split, text in group:
-        known = [tokenizer.start] if text == texts.SEPARATOR else tokenizer.encode(text)
-        ids = np.asarray(known, dtype)
-        made[split] += ids.tobytes()
+        ids = [tokenizer.start] if text == texts.SEPARATOR else tokenizer.encode(text)
+        made[split] += np.asarray(ids, dtype).tobytes()
         counts.update({split: len(ids), 'characters': len(text), 'bytes': len(text.encode())})
-        if tokenizer.unknown is not None:
-            counts['unknown'] += np.count_nonzero(ids == tokenizer.unknown)
     return made, counts
 
 
@@ -390,7 +354,7 @@ def in_order(workers, work, items):
             yield running.popleft().result()
 
 
-def describe_tokens(source, tokenizer, counts, began):
+def describe_tokens(source, tokenizer, counts):
     """What meta.json says, a dict; UserError if a split has no tokens."""
     tokens = {split: counts[split] for split in SPLITS}
     if not all(tokens.values()):
@@ -398,59 +362,27 @@ def describe_tokens(source, tokenizer, counts, began):
                         'empty; a larger val_fraction may help')
     return {'tokenizer': tokenizer.spec, 'vocab_size': tokenizer.vocab_size,
             'dtype': dtype_of(tokenizer).name, 'tokens': tokens,
-            'documents': source.documents_read,
-            'characters': counts['characters'], 'bytes': counts['bytes'],
-            'bytes_per_token': round(counts['bytes'] / sum(tokens.values()), 4),
-            'seconds': round(time.perf_counter() - began, 1),
-            'recipe': describe_recipe(source.options)}
+            'documents': source.documents_read, 'characters': counts['characters'],
+            'bytes': counts['bytes'], 'recipe': vars(source.options)}
 
 
-def describe_recipe(options):
-    """The options, a dict in which paths below the scripts' folder are relative to it, so that it
-    may move."""
-    root = f'{folio.options.ROOT}{os.sep}'
-    return vars(options) | {'input': [path.removeprefix(root) for path in options.input]}
-
-
-def report(folder, meta, counts, tokenizer):
-    """Print the numbers, and for byte-pair encodings what the tokens look like."""
+def report(folder, meta, source):
+    """Print the numbers, and what was changed in the texts, or left out."""
     tokens = meta['tokens']
-    print(f'{short(folder)}: documents {meta["documents"]:,}, characters '
-          f'{meta["characters"]:,}, bytes {meta["bytes"]:,}; vocabulary: '
-          f'{name_of(tokenizer.spec)}, {meta["vocab_size"]:,} ids; {tokens["train"]:,} tokens for '
-          f'training and {tokens["val"]:,} for validation, {meta["bytes_per_token"]:.2f} bytes '
-          f'each; {meta["seconds"]} s')
-    if counts['unknown']:
-        print(f'{counts["unknown"]:,} characters ({counts["unknown"] / meta["characters"]:.3%}) '
-              f'are not in the vocabulary and became {UNKNOWN}')
-    if tokenizer.kind == 'bpe':
-        ids = np.fromfile(folder / 'train.bin', dtype_of(tokenizer), 24).tolist()
-        shorter = [token for token in tokenizer.token_bytes if len(token) < 12]
-        longest = [token.decode(errors='replace') for token in sorted(shorter, key=len)[-8:]]
-        print('the text:   ', '|'.join(tokenizer.decode([i]) for i in ids).replace('\n', '\\n'))
-        print('its tokens: ', *ids)
-        print('long ones:  ', '|'.join(longest).replace('\n', '\\n'))
-
-
-def report_changes(source):
-    """Print what was changed in the texts, or left out."""
+    print(f'{short(folder)}: documents {meta["documents"]:,}, characters {meta["characters"]:,}; '
+          f'vocabulary: {name_of(meta["tokenizer"])}, {meta["vocab_size"]:,} ids; '
+          f'{tokens["train"]:,} tokens for training and {tokens["val"]:,} for validation')
     for kind in (texts.CRLF, texts.EMPTY):
-        count = sum(number for (_, what), number in source.found.items() if what == kind)
-        if count:
-            print(f'{count:,} {kind}')
-    if source.copies:
-        print(f'{len(source.copies):,} exact copies of other documents were left out')
+        times = sum(number for (_, what), number in source.changes.items() if what == kind)
+        if times:
+            print(f'{times:,} {kind}')
 
 
 # --- token files, read ---------------------------------------------------------------------------
 
 class Tokens:
     """A split: `len` token ids, of one file or of several after another, read where needed.
-
-    Files are bare little-endian ids, or have the header of 1 KiB that llm.c writes: 256 int32, the
-    first three LLMC_HEADER and the number of ids, which are uint16. UserError for a file that is
-    cut, or if there are not `count` ids in all.
-    """
+    UserError for a file that is cut, or if there are not `count` ids in all."""
 
     def __init__(self, paths, dtype, vocab_size, count=None):
         self.paths, self.vocab_size = paths, vocab_size
@@ -467,7 +399,7 @@ class Tokens:
 
     def read(self, start, length):
         """The ids from start on, (length,), as they are on disk."""
-        number = self.shard_of(start)
+        number = int(np.searchsorted(self.ends, start, 'right'))
         dtype, offset, count = self.shards[number]
         file = self.open(self.paths[number])
         skipped = start - (self.ends[number] - count)  # of the shard's ids
@@ -483,33 +415,26 @@ class Tokens:
         blocks = [self.read(start, min(1024, len(self))).tobytes() for start in starts]
         return [len(self), hashlib.sha256(b''.join(blocks)).hexdigest()]
 
-    def shard_of(self, place):
-        """The number of the shard that has the token at this place."""
-        return int(np.searchsorted(self.ends, place, 'right'))
-
     def windows(self, starts, length):
         """The windows of `length` tokens from each of starts on, an array (B, length) of int64;
         UserError for an id beyond the vocabulary, which one rank alone may find."""
         ids = np.stack([self.read(start, length) for start in starts]).astype(np.int64)
         if ids.max() >= self.vocab_size:
-            row, column = np.argwhere(ids >= self.vocab_size)[0]
-            place = starts[row] + column
-            error = UserError(f'{self.paths[self.shard_of(place)]}: token {place:,} of the split '
-                              f'is {ids[row, column]}, beyond the {self.vocab_size:,} known ids')
+            error = UserError(f'{self.paths[0].parent} has the id {ids.max()}, beyond the '
+                              f'{self.vocab_size:,} known ids')
             error.any_rank = True
             raise error
         return ids
 
 
 def read_header(path, dtype):
-    """(dtype, offset, count): where the ids of a token file are; UserError if it is cut."""
-    size = path.stat().st_size
-    with open(path, 'rb') as file:
-        head = np.frombuffer(file.read(12).ljust(12, b'\0'), '<i4').tolist()
+    """(dtype, offset, count): where the ids of a token file are; UserError if it is cut. llm.c
+    writes 256 int32, LLMC_HEADER and the number of ids first of all, before ids of uint16."""
+    size, head = path.stat().st_size, np.fromfile(path, '<i4', 3).tolist()
     offset, count = 0, size // dtype.itemsize
-    if head[:2] == LLMC_HEADER:
+    if size >= 1024 and head[:2] == LLMC_HEADER:
         dtype, offset, count = np.dtype('<u2'), 1024, head[2]
-    if count < 0 or size != offset + count * dtype.itemsize:
+    if size != offset + count * dtype.itemsize:
         raise UserError(f'{path} is half made: it has {size:,} bytes, and {count:,} ids of '
                         f'{dtype.itemsize} bytes take {offset + count * dtype.itemsize:,}')
     return dtype, offset, count
@@ -522,9 +447,14 @@ def open_corpus(name, spec=None):
     folder = folio.options.ROOT / 'data' / name
     recipes = {path.stem: path for path in (folio.options.ROOT / 'data').glob('*.py')}
     recipe = recipes.get(name)  # no other file is run, whatever a checkpoint calls its data
-    if not split_files(folder, 'train'):
+    if not any('train' in path.stem for path in folder.glob('*.bin')):
         prepare_missing(folder, recipe, ', '.join(sorted(recipes)), spec)
-    meta = read_meta(folder, recipe)
+    meta = read_meta(folder)
+    made_with = meta.get('recipe') or {}
+    wanted = vars(read_options([str(recipe)])) if recipe else made_with
+    if wanted | made_with != wanted:
+        print(f'warning: {short(folder)} was made with other options than are in the recipe now; '
+              f'to make it anew: {command("prepare.py", short(recipe))}')
     return *(open_split(folder, split, meta) for split in SPLITS), meta
 
 
@@ -545,43 +475,32 @@ def prepare_missing(folder, recipe, known, spec):
     prepare(options)
 
 
-def read_meta(folder, recipe):
-    """The content of meta.json, or what stands for it where the files are another program's."""
-    if not (folder / 'meta.json').exists():
+def read_meta(folder):
+    """The content of meta.json, or what stands for it where there is none, a dict; UserError for
+    one that prepare.py did not write."""
+    path = folder / 'meta.json'
+    if not path.exists():
         return foreign_meta(folder)
-    meta = load_meta(folder / 'meta.json')
-    made_with = describe_recipe(PrepareConfig()) | (meta.get('recipe') or {})
-    if recipe and describe_recipe(read_options([str(recipe)])) != made_with:
-        print(f'warning: {short(folder)} was made with other options than are in the recipe now; '
-              f'to make it anew: {command("prepare.py", short(recipe))}')
-    return meta
-
-
-def load_meta(path):
-    """The content of a meta.json, a dict; UserError for one that prepare.py did not write."""
     try:
         meta = json.loads(path.read_text(encoding='utf-8'))
         limit = {'uint16': 1 << 16, 'uint32': 1 << 24}[meta['dtype']]
         numbers = [meta['vocab_size'], *meta['tokens'].values()]
-        sound = ({type(number) for number in numbers} == {int} and 1 <= numbers[0] <= limit
-                 and isinstance(meta['tokenizer'], dict | None)
-                 and isinstance(meta.get('recipe'), dict | None))
+        if not ({type(number) for number in numbers} == {int} and 1 <= numbers[0] <= limit
+                and isinstance(meta['tokenizer'], dict | None)
+                and isinstance(meta.get('recipe'), dict | None)):
+            raise ValueError
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        sound = False
-    if not sound:
-        raise UserError(f'{path} is damaged, or not from prepare.py; run that again')
+        raise UserError(f'{path} is damaged, or not from prepare.py; run that again') from None
     return meta
 
 
 def foreign_meta(folder):
-    """What stands for meta.json where there is none: the characters in nanoGPT's meta.pkl, or else
-    GPT-2's vocabulary, if it can be had."""
+    """What stands for meta.json: nanoGPT's meta.pkl, or else GPT-2's vocabulary."""
+    meta = {'tokenizer': None, 'vocab_size': 50257, 'dtype': 'uint16', 'tokens': {}}
     if (folder / 'meta.pkl').exists():
         spec = read_characters(folder / 'meta.pkl')
-        return {'tokenizer': spec, 'vocab_size': len(spec['chars']), 'dtype': 'uint16',
-                'tokens': {}}
+        return meta | {'tokenizer': spec, 'vocab_size': len(spec['chars'])}
     print(f"{folder} has no meta.json: its tokens are taken as GPT-2's (50,257 ids)")
-    meta = {'tokenizer': None, 'vocab_size': 50257, 'dtype': 'uint16', 'tokens': {}}
     try:
         meta['tokenizer'] = tiktoken_spec('gpt2')
     except UserError as error:
@@ -597,38 +516,29 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def read_characters(path):
-    """The tokenizer's dict of nanoGPT's meta.pkl: of as many characters as its vocab_size, in the
-    order of their ids; UserError for a file that holds anything else."""
-    data = path.read_bytes()
+    """The tokenizer's dict of nanoGPT's meta.pkl; UserError for one that holds anything else."""
     try:
-        meta = PlainUnpickler(io.BytesIO(data)).load()
+        meta = PlainUnpickler(io.BytesIO(path.read_bytes())).load()
         chars = ''.join(sorted(meta['stoi'], key=meta['stoi'].get))
         ids = {char: i for i, char in enumerate(chars)}
-        sound = chars.encode() and meta == {
-            'vocab_size': len(chars), 'stoi': ids, 'itos': dict(enumerate(chars))}
+        if not chars.encode() or meta != {
+                'vocab_size': len(chars), 'stoi': ids, 'itos': dict(enumerate(chars))}:
+            raise ValueError
     except Exception:  # whatever a broken pickle raises
-        sound = False
-    if not sound:
         raise UserError(f"{path} holds more or other things than nanoGPT's characters, and is not "
-                        'read; prepare the data again with prepare.py')
+                        'read; prepare the data again with prepare.py') from None
     return {'kind': 'char', 'chars': chars}
 
 
 def open_split(folder, split, meta):
-    """The Tokens of a split in the folder, of all its files; UserError without one."""
-    paths = split_files(folder, split)
+    """The Tokens of the files that have the split's name as a word in theirs, in sorted order (so
+    pretrain_val.bin is none of train's); UserError without one."""
+    word = re.compile(rf'(?<![a-z]){split}(?![a-z])')
+    paths = sorted(path for path in folder.glob('*.bin') if word.search(path.stem))
     if not paths:
         raise UserError(f'{folder} has no {split}.bin; run prepare.py again')
     return Tokens(paths, np.dtype(meta['dtype']).newbyteorder('<'), meta['vocab_size'],
                   meta['tokens'].get(split))
-
-
-def split_files(folder, split):
-    """The token files that have the split's name as a word in theirs, in sorted order; so
-    pretrain_val.bin is none of train's."""
-    word = re.compile(rf'(?<![a-z]){split}(?![a-z])')
-    return sorted(path for path in folder.glob('*.bin')
-                  if path.is_file() and word.search(path.stem))
 
 
 if __name__ == '__main__':

@@ -168,10 +168,7 @@ def text_of(file):
     data = file.read(LONGEST + 1)
     if len(data) > LONGEST:
         raise ValueError(f'a prompt has {LONGEST:,} bytes at most')
-    text, replaced = texts.plain(data)
-    if replaced:
-        print(f'the prompt: {replaced:,} \\r\\n became \\n', file=sys.stderr)
-    return text
+    return texts.plain(data, 'the prompt')
 
 
 def drawn(model, ids, options, tokenizer, running):

@@ -22,9 +22,10 @@ def launched():
 
 def run(main):
     """Call main(argv) as a script; a UserError ends it with its line and exit code 1."""
-    if hasattr(sys.stdout, 'reconfigure'):  # a closed one and a notebook's have none
+    for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, mode))  # it was closed
+    if hasattr(sys.stdout, 'reconfigure'):  # a notebook's has none
         sys.stdout.reconfigure(errors='replace')  # a model may say what a terminal can't show
-    sys.stdin = sys.stdin or open(os.devnull)  # a closed one is empty
     try:
         sys.exit(main(sys.argv[1:]))
     except BrokenPipeError:  # nobody reads on, as with `| head`
@@ -45,10 +46,9 @@ def error_line(error):
     return f'error: {text}' if rank == '0' else 1
 
 
-def one_line(text, longest=2000):
-    """A text on one line that does nothing to a terminal: a newline or an escape in a file's name
-    becomes \\n or \\x1b."""
-    return ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:longest])
+def one_line(text):
+    """A text on one line that does nothing to a terminal: an escape in it becomes \\x1b."""
+    return ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:2000])
 
 
 def end_quietly(kind, error, trace):
@@ -93,7 +93,7 @@ class LastingStream:
     SIGHUP, and what is written goes nowhere."""
 
     def __init__(self, stream):
-        self.stream = stream or open(os.devnull, 'w')  # None: it was closed from the start
+        self.stream = stream
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -142,21 +142,12 @@ def import_library(name, purpose):
 def progress_bar(wanted=True, **options):
     """A tqdm bar with these options, to be used in a `with`; it is disabled where nobody watches,
     and one that shows nothing where tqdm is absent, which is said."""
-    watched = wanted and is_watched()
     try:
         from tqdm import tqdm
     except ImportError:
-        if watched:
+        if wanted and sys.stderr.isatty():
             print('no progress bar: pip install tqdm')
         return contextlib.nullcontext(SimpleNamespace(
             disable=True, total=options.get('total'), n=0, write=print,
             update=lambda n=1: None, set_description_str=lambda text: None))
-    return tqdm(dynamic_ncols=True, disable=not watched, **options)
-
-
-def is_watched():
-    """Whether a person sees standard error, on a terminal with a width."""
-    try:
-        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except (AttributeError, OSError, ValueError):  # it is closed, or the terminal is gone
-        return False
+    return tqdm(dynamic_ncols=True, disable=None if wanted else True, **options)

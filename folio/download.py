@@ -72,7 +72,8 @@ def receive(url, part, version):
     headers = {'Range': f'bytes={had}-', 'If-Range': known} if had else {}
     request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        refuse_page(response, part.stem)
+        if response.headers.get_content_type() == 'text/html' and '.htm' not in part.stem:
+            raise OSError('a web page came in place of the file')  # a network's, for a login
         if response.status == 206 and version_of(response) not in ('', known):
             version.unlink()  # the server knows no If-Range
             return receive(url, part, version)
@@ -91,15 +92,7 @@ def receive(url, part, version):
 
 def version_of(response):
     """What a server calls a version of a file, '' if it does not."""
-    tag = response.headers['ETag'] or ''
-    strong = tag.startswith('"')  # a weak one stands for versions that are only alike
-    return tag if strong else response.headers['Last-Modified'] or ''
-
-
-def refuse_page(response, name):
-    """OSError for a web page where none was asked for, such as a network's own for a login."""
-    if response.headers.get_content_type() == 'text/html' and '.htm' not in name:
-        raise OSError('a web page came in place of the file')
+    return response.headers['ETag'] or response.headers['Last-Modified'] or ''
 
 
 def check_sum(path, expected):

@@ -10,8 +10,8 @@ whose assignments are options. A field `from_` is the option `--from`.
         top_k: Annotated[int | None, '>= 1'] = None  # a bound, which is checked and shown
 """
 
-import argparse
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -20,6 +20,7 @@ import operator
 import os
 import runpy
 import shlex
+import textwrap
 import traceback
 from pathlib import Path, PurePath
 from types import ModuleType, NoneType
@@ -35,7 +36,6 @@ OutPath = NewType('OutPath', str)  # of what is made
 NANOGPT = {'max_iters': 'max_steps', 'lr_decay_iters': 'max_steps', 'eval_iters': 'eval_tokens',
            'gradient_accumulation_steps': 'micro_batch_size', 'lr': 'learning_rate'}
 COMPARISONS = {'>=': operator.ge, '>': operator.gt, '<=': operator.le, '<': operator.lt}
-REFUSALS = (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError)
 
 
 def find(path):
@@ -65,8 +65,11 @@ def parse(cls, argv, bare=None, folder='config'):
         values = {key: text} if typed else run_file(text, fields, folder)
         for name, value in values.items():
             where = f'--{name}' if typed else f'{text}: {name}'
-            field = field_of(where, name, fields, typed)
-            given[field.name] = checked(where, value, field, typed)
+            if name not in fields:
+                advice = did_you_mean(name, {name: name for name in fields})
+                helper = '' if typed else '; the name of a helper begins with _'
+                raise UserError(f'{where}: no such option; {advice}{helper}')
+            given[fields[name].name] = checked(where, value, fields[name], typed)
     return cls(**given), given
 
 
@@ -80,16 +83,9 @@ def checked(where, value, field, typed):
     UserError if it is of another type, or out of bounds."""
     try:
         return as_type(value, field.type, typed)
-    except REFUSALS:
-        raise UserError(f'{where} must be {describe(field.type)}, not {shown(value)}') from None
-
-
-def shown(value):
-    """A value as a message shows it."""
-    try:
-        return f'{value!r:.80}'
-    except Exception:  # an integer may be too long to be printed, and a class has its own way
-        return f'this {type(value).__name__}'
+    except Exception:  # as different as the types
+        reason = f', not {value!r:.80}' if isinstance(value, str) else ''
+        raise UserError(f'{where} must be {describe(field.type)}{reason}') from None
 
 
 # --- words ---------------------------------------------------------------------------------------
@@ -97,26 +93,21 @@ def shown(value):
 def words_of(cls, argv, bare=None):
     """[(key, text)] of the words of a command line; the key of a file to run is None, that of
     another word without dashes `bare`. UserError for an option without a value."""
-    words, found, fields = list(argv), [], fields_of(cls)
+    words, found = list(argv), []
+    valued = {name for name, field in fields_of(cls).items()
+              if bool not in (field.type, *get_args(field.type))}
     while words:
         word = words.pop(0)
         key, equals, text = word.removeprefix('--').partition('=')
         if not word.startswith('--'):
-            if bare in [key for key, _ in found if key]:
-                raise UserError(f'{word}: {bare} is named twice; a text with blanks needs quotes')
             found.append((None if word.endswith('.py') else bare, word))
-        elif equals or key not in fields or may_be_true(fields[key]):
+        elif equals or key not in valued:
             found.append((key, text if equals else 'True'))
         elif words and not words[0].startswith('--'):
             found.append((key, words.pop(0)))
-        elif '--help' not in words:
+        else:
             raise UserError(f'--{key} needs a value: --{key}=VALUE')
     return found
-
-
-def may_be_true(field):
-    """Whether True is a value of a field."""
-    return bool in (field.type, *get_args(field.type))
 
 
 def run_file(argument, fields, folder):
@@ -147,15 +138,6 @@ def line_of(error, path):
     return lines[-1] if lines else getattr(error, 'lineno', '?')  # a SyntaxError's
 
 
-def field_of(where, name, fields, typed):
-    """The field of an option; UserError, which names the closest, if there is none."""
-    if name in fields:
-        return fields[name]
-    advice = did_you_mean(name, {name: name for name in fields})
-    helper = '' if typed else '; the name of a helper begins with _'
-    raise UserError(f'{where}: no such option; {advice}{helper}')
-
-
 def did_you_mean(word, known):
     """What to do about an unknown word. known: {what may be meant: how to write it}."""
     near = [name for name in known if len(word) > 2 and name.startswith(word)]
@@ -166,7 +148,7 @@ def did_you_mean(word, known):
 # --- types ---------------------------------------------------------------------------------------
 
 def as_type(value, kind, typed):
-    """The value as the type `kind`; raises one of REFUSALS if it isn't one. typed: it is a text
+    """The value as the type `kind`; raises an exception if it isn't one. typed: it is a text
     from the command line; else a configuration file's value, whose relative paths are ROOT's."""
     members = get_args(kind)
     if type(value).__module__ == 'numpy':
@@ -198,10 +180,8 @@ def bounded(value, bounds):
 def as_union(value, members, typed):
     """The value as the last type in `members` that takes it, such as None in `X | None`."""
     for member in reversed(members):
-        try:
+        with contextlib.suppress(Exception):
             return as_type(value, member, typed)
-        except REFUSALS:
-            pass
     raise ValueError
 
 
@@ -255,17 +235,13 @@ def describe(kind):
 
 def usage(cls):
     """The help: the script's docstring, then each option with its default, comment and type."""
-    layout = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=32)
-    parser = argparse.ArgumentParser(
-        add_help=False, usage=argparse.SUPPRESS, formatter_class=layout,
-        description=inspect.getmodule(cls).__doc__)
-    comments = comments_of(cls)
+    lines, comments = [inspect.getmodule(cls).__doc__ or '', 'options:'], comments_of(cls)
     for name, field in fields_of(cls).items():
         default = getattr(cls(), field.name)
         text = ','.join(default) if isinstance(default, list) else default
-        about = f'{comments[field.name]} ({describe(field.type)})'.replace('%', '%%')
-        parser.add_argument(f'--{name}={text}', action='store_true', help=about)
-    return parser.format_help()
+        option, about = f'  --{name}={text}', f'{comments[field.name]} ({describe(field.type)})'
+        lines.append(textwrap.fill(f'{option:31} {about}', 80, subsequent_indent=32 * ' '))
+    return '\n'.join(lines)
 
 
 def comments_of(cls):

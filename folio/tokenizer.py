@@ -17,15 +17,13 @@ So a checkpoint needs nothing but itself to be sampled. For example:
 """
 
 import base64
-import codecs
-import functools
 import json
 import re
 
 import numpy as np
 
 from folio.cli import UserError, first_line, import_library
-from folio.texts import at_words, cut_up
+from folio.texts import at_words, cut_up, readable
 
 GPT2_PATTERN = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s")
 HIDDEN = [*range(33), *range(127, 161), 173]  # bytes that GPT-2 writes as other characters
@@ -92,26 +90,18 @@ class Tokenizer:
         """A function from one id after another to the text that is complete with it, maybe ''.
         past: the ids before them, such as a prompt's; SentencePiece drops the space before the
         first word of a text, but not of its continuation."""
-        if self.kind == 'json':
-            return stream_json(self.decode, list(past))
-        decoder = codecs.getincrementaldecoder('utf-8')('replace')
-        return lambda i: decoder.decode(self.token_bytes[i])
+        before, held = list(past), []  # ids whose text has been given, and those whose text has not
 
-
-def stream_json(decode, past):
-    """Tokenizer.stream for a tokenizer whose tokens depend on their neighbours: what an id adds is
-    the text of a window that ends with it, less the text of what came before it in the window."""
-    before, held = past, []  # ids whose text has been given, and those whose text has not
-
-    def add(i):
-        nonlocal before, held
-        held.append(i)
-        known, text = decode(before), decode(before + held)
-        if len(text) <= len(known) or text.endswith('\ufffd'):  # half a character
-            return ''
-        before, held = held, []
-        return text[len(known):]
-    return add
+        def add(i):
+            nonlocal before, held
+            held.append(i)
+            known, text = self.decode(before), self.decode(before + held)
+            half = text.endswith('\ufffd') and self.kind != 'char'  # of a character
+            if half or len(text) <= len(known):
+                return ''
+            before, held = held, []
+            return text[len(known):]
+        return add
 
 
 # --- the dicts -----------------------------------------------------------------------------------
@@ -159,11 +149,8 @@ def tiktoken_spec(name):
 
 def json_spec(path):
     """The dict of the tokenizer.json at this path; UserError if it can't be read."""
-    try:
-        spec = {'kind': 'json', 'name': path.resolve().parent.name,
-                'json': path.read_text(encoding='utf-8')}
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8
-        raise UserError(f'the tokenizer {path} can\'t be read: {error}') from None
+    with readable(path) as file:
+        spec = {'kind': 'json', 'name': path.resolve().parent.name, 'json': file.read().decode()}
     load_json(spec)  # which refuses what is not in the format
     return spec
 
@@ -192,9 +179,8 @@ def code_points(text):
 
 
 def char_tables(spec):
-    """(ids, token_bytes, unknown) of a character vocabulary: the id of each code point, -1 for
-    none, as an array that ends with a code point above all; the bytes of each id; and the id of
-    unknown characters or None."""
+    """(ids, token_bytes, unknown) for a Tokenizer; ids: of each code point, -1 for none, an array
+    that ends with a code point above all."""
     codes = code_points(spec['chars'])
     unknown = spec['chars'].index(spec['unknown']) if 'unknown' in spec else None
     ids = np.full(codes.max(initial=0) + 2, -1 if unknown is None else unknown, np.int32)
@@ -216,8 +202,7 @@ def load_bpe(spec):
 
 
 def list_by_id(tokens):
-    """The bytes of each id, a list, of a dict from ids to bytes; b'' for those that it lacks.
-    ValueError for an id that makes the list too long."""
+    """The values of a dict in a list, b'' for ids that it lacks; ValueError if that is too long."""
     size = max(tokens, default=-1) + 1
     if size > 1 << 24:
         raise ValueError(f'an id is {size - 1}')
@@ -225,14 +210,11 @@ def list_by_id(tokens):
 
 
 def encode_bpe(encoding, text):
-    """The ids that tiktoken's encoder gives for a text. About a million spaces in a row are more
-    than its regular expressions have room for: a text with as many is encoded in pieces, and where
-    one ends within such a run, ids may differ from those of the run as a whole."""
-    encode = functools.partial(encoding.encode_to_numpy, disallowed_special=())
-    try:
-        return encode(text)
-    except ValueError:
-        return np.concatenate(list(map(encode, at_words(cut_up(text)))))
+    """The ids that tiktoken's encoder gives for a text, which it takes in pieces: a million spaces
+    in a row are more than its regular expressions have room for."""
+    pieces = at_words(cut_up(text))
+    ids = [encoding.encode_to_numpy(piece, disallowed_special=()) for piece in pieces]
+    return np.concatenate([np.empty(0, np.uint32), *ids])
 
 
 def encode_json(library, text):
@@ -244,10 +226,8 @@ def encode_json(library, text):
 
 
 def load_json(spec):
-    """(library, token_bytes, special, unknown): the Tokenizer of `tokenizers` for the dict, the
-    bytes of each id, the ids of special tokens by their texts, and that of unknown characters or
-    None. These are the library's ids, from which those in a file may differ. UserError for a text
-    that is no tokenizer.json."""
+    """(library, token_bytes, special, unknown) for a Tokenizer, with the library's ids, from which
+    those in a file may differ; UserError for a text that is no tokenizer.json."""
     tokenizers = import_library('tokenizers', f'the tokenizer {spec["name"]}')
     try:
         library = tokenizers.Tokenizer.from_str(spec['json'])

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from folio import options, texts
-from folio.cli import UserError, progress_bar
+from folio.cli import progress_bar
 from train import sequences_at_once
 
 
@@ -34,14 +34,8 @@ class TextTokens:
 
 def read_text(path):
     """The text of a plain file; UserError if it can't be read."""
-    try:
-        text, replaced = texts.plain(options.find(path).read_bytes())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error  # without the path
-        raise UserError(f'{path}: {reason}') from None
-    if replaced:
-        print(f'{path}: {replaced:,} \\r\\n became \\n')
-    return text
+    with texts.readable(options.find(path)) as file:
+        return texts.plain(file.read(), path)
 
 
 # --- windows -------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_a_bar_that_nobody_watches_is_silent(monkeypatch, capsys, tqdm):
 
 def test_a_watched_bar_that_cannot_be_is_said(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'tqdm', None)
-    monkeypatch.setattr(cli, 'is_watched', lambda: True)
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
     with progress_bar(total=3) as bar:
         bar.update(2)
     assert 'pip install tqdm' in capsys.readouterr().out
@@ -117,9 +117,15 @@ def test_a_stream_outlives_its_reader_and_a_full_disk(tmp_path, number, heard):
     assert len(signals) == heard
 
 
-def test_output_that_is_closed_from_the_start_takes_everything(monkeypatch):
-    for name in ('stdout', 'stderr'):
+def test_streams_that_are_closed_from_the_start_are_empty_and_take_everything(monkeypatch):
+    def main(argv):
+        assert sys.stdin.read() == ''
+        with cli.lasting_output(), progress_bar(total=3) as bar:
+            print('text')
+            bar.update()
+            return 5 if bar.disable else 0
+    for name in ('stdin', 'stdout', 'stderr'):
         monkeypatch.setattr(sys, name, None)
-    with cli.lasting_output():
-        print('text')
-        assert not cli.is_watched()
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    assert stop.value.code == 5

@@ -89,8 +89,8 @@ def test_a_text_that_cannot_be_read_is_one_line(tmp_path):
 def test_a_text_is_read_as_data_are(tmp_path, capsys):
     (tmp_path / 'text.txt').write_bytes('\ufeffa\r\n\r\nb\rc\n'.encode())
     assert measure.read_text(tmp_path / 'text.txt') == 'a\n\nb\rc\n'
-    assert capsys.readouterr().out.endswith('text.txt: 2 \\r\\n became \\n\n')
+    assert capsys.readouterr().err.endswith('text.txt: 2 \\r\\n became \\n\n')
     assert measure.read_text(tmp_path / 'text.txt').count('\n') == 3
     (tmp_path / 'text.txt').write_text('a\nb')
     capsys.readouterr()
-    assert measure.read_text(tmp_path / 'text.txt') == 'a\nb' and not capsys.readouterr().out
+    assert measure.read_text(tmp_path / 'text.txt') == 'a\nb' and not capsys.readouterr().err
