@@ -6,7 +6,6 @@ A model that has read the passage up to its last word says that word if each of 
 likeliest. No token stands before the passage.
 """
 
-import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -36,6 +35,22 @@ def lambada(model, tokenizer, path, context, machine):
             'cut': cut, 'tokens': sum(len(ids) - 1 for ids, _ in passages)}
 
 
+def read_passages(path, tokenizer, context):
+    """(ids, count) for each line of a file of JSON objects with a `text`, whose last word, with the
+    space before it, is the last `count` ids."""
+    for number, text in enumerate(read_json_lines(find(path), 'text'), 1):
+        before = text.rpartition(' ')[0]
+        try:
+            ids = torch.from_numpy(tokenizer.encode(text).astype('int64'))
+            count = len(ids) - len(tokenizer.encode(before))
+        except UserError as error:
+            raise UserError(f'{path}, passage {number}: {error}') from None
+        if not before or not 0 < count <= context:
+            raise UserError(f'{path}, passage {number}: its last word has no word before it, or '
+                            f'fills the context of {context} tokens')
+        yield ids, count
+
+
 def say_last_words(passages, model, machine):
     """(2,): the nats of all last words, and how many are right, over all processes."""
     sums = torch.zeros(2, dtype=torch.float64)
@@ -47,42 +62,13 @@ def say_last_words(passages, model, machine):
     return machine.sum(sums)
 
 
-def read_passages(path, tokenizer, context):
-    """(ids, count) for each line of a file of JSON objects with a `text`, whose last word, with the
-    space before it, is the last `count` ids."""
-    for number, text in enumerate(read_json_lines(find(path), 'text'), 1):
-        before, _, word = text.rpartition(' ')
-        try:
-            first, target = encode_passage(tokenizer, before, word)
-        except UserError as error:
-            raise UserError(f'{path}, passage {number}: {error}') from None
-        if not before or len(target) > context:
-            raise UserError(f'{path}, passage {number}: its last word has no word before it, or '
-                            f'fills the context of {context} tokens')
-        yield torch.from_numpy(np.concatenate((first, target)).astype(np.int64)), len(target)
-
-
-def encode_passage(tokenizer, before, word):
-    """The ids of the text before the last word, and those of a space and the word."""
-    first = tokenizer.encode(before)
-    if tokenizer.kind == 'json':  # SentencePiece gives a text of its own one space more
-        whole = tokenizer.encode(f'{before} {word}')
-        return whole[:len(first)], whole[len(first):]
-    return first, tokenizer.encode(f' {word}')
-
-
 def by_length(passages, vocab_size):
-    """Lists of passages, in order of length, for one pass each; the shortest of a list has at least
-    nine tenths of the longest's tokens, so that less than a tenth is padding."""
-    batch = []
-    for passage in sorted(passages, key=lambda passage: len(passage[0])):
-        length = len(passage[0])
-        full = len(batch) >= sequences_at_once(length, vocab_size)
-        if batch and (full or len(batch[0][0]) < 0.9 * length):
-            yield batch
-            batch = []
-        batch.append(passage)
-    yield batch
+    """Lists of passages for one pass each, the longest first, so that little is padding."""
+    passages = sorted(passages, key=lambda passage: len(passage[0]), reverse=True)
+    while passages:
+        size = sequences_at_once(len(passages[0][0]), vocab_size)
+        yield passages[:size]
+        passages = passages[size:]
 
 
 @torch.no_grad()

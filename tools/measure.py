@@ -44,27 +44,18 @@ def read_text(path):
     return text
 
 
-# --- windows -------------------------------------------------------------------------------------
-
-def eval_windows(last, context, stride):
-    """(start, length, new) of the windows over `last` predictions: the `new` at the end of each are
-    those that the window before did not make."""
-    end = 0
-    for start in range(0, max(0, last - context) + stride, stride):
-        before, end = end, min(start + context, last)
-        yield start, end - start, end - before
-
-
 def eval_batches(last, context, stride, vocab_size):
-    """(starts, length, new) of successive windows that are alike and that one pass takes together;
-    starts: an array (B,)."""
-    size, windows = sequences_at_once(context, vocab_size), eval_windows(last, context, stride)
+    """(starts, length, new) of the windows over `last` predictions: those that are alike and that
+    one pass takes together start at the array `starts`, (B,); of each one's predictions the `new`
+    at its end are those that the window before did not make."""
+    size = sequences_at_once(context, vocab_size)
+    starts = np.arange(0, max(0, last - context) + stride, stride)
+    ends = np.minimum(starts + context, last)
+    windows = zip(starts, ends - starts, np.diff(ends, prepend=0), strict=True)
     for (length, new), alike in itertools.groupby(windows, key=lambda window: window[1:]):
         while batch := list(itertools.islice(alike, size)):
             yield np.array([start for start, _, _ in batch]), length, new
 
-
-# --- numbers -------------------------------------------------------------------------------------
 
 def score(logits, targets):
     """(nats, ranks) on the CPU for logits (N, V) and targets (N,): minus the log-probability of
@@ -81,19 +72,17 @@ def score(logits, targets):
 @torch.no_grad()
 def measure(model, tokens, machine, limit=None, token_bytes=None, context=None, stride=None,
             groups=None):
-    """Sums over the first `limit` tokens (None: all), for `summary`: a row for each group, (G, 5).
+    """Sums over the first `limit` tokens (None: all), for `summary`: a row for each group, (G, 5),
+    by a model in eval mode.
 
     They are cut into windows of `context` (None: the model's) every `stride` (None: context).
     token_bytes: the length of each id's bytes, (V,). groups: each token's group, (N,); None: 0.
     """
     context = context or model.config.block_size
-    count = 1 if groups is None else int(groups.max()) + 1
     if groups is None:
         groups = torch.zeros(1, dtype=torch.int64).expand(len(tokens))
+    sums = torch.zeros(int(groups.max()) + 1, 5, dtype=torch.float64)
     last = min(len(tokens), limit or len(tokens)) - 1  # so many tokens have one before them
-    sums = torch.zeros(count, 5, dtype=torch.float64)
-    training = model.training
-    model.eval()
     batches = eval_batches(last, context, stride or context, model.config.vocab_size)
     with progress_bar(machine.rank == 0, total=last, unit=' tokens', unit_scale=True) as bar:
         for starts, length, new in itertools.islice(batches, machine.rank, None, machine.world):
@@ -101,7 +90,6 @@ def measure(model, tokens, machine, limit=None, token_bytes=None, context=None, 
             places = torch.from_numpy(starts)[:, None] + torch.arange(length + 1)[-new:]
             sums.index_add_(0, groups[places.flatten()], scores)
             bar.update(min(len(scores) * machine.world, bar.total - bar.n))
-    model.train(training)
     return machine.sum(sums)
 
 
@@ -121,12 +109,11 @@ def measure_windows(model, tokens, machine, starts, length, new, token_bytes):
 def summary(sums):
     """The numbers of a row of sums: nats per token and what else is shown; None: unknown."""
     nats, count, n_bytes, right, among_5 = sums.tolist()
-    loss = nats / count
-    return {'loss': loss, 'perplexity': perplexity(loss),
+    return {'loss': nats / count, 'perplexity': perplexity(nats / count),
             'bits_per_byte': nats / math.log(2) / n_bytes if n_bytes > 0 else None,
             'accuracy': right / count, 'top5_accuracy': among_5 / count, 'tokens': int(count)}
 
 
 def perplexity(nats):
     """e to the nats per token; infinite where a float can't hold it."""
-    return math.inf if nats > 700 else math.exp(nats)
+    return torch.tensor(nats, dtype=torch.float64).exp().item()
