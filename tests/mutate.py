@@ -257,11 +257,11 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ('np.diff(ends, prepend=0)', 'ends - starts'),
     ],
     'tools/lambada.py': [
-        ('reverse=True', 'reverse=False'),
+        ('lengths.cumsum() - lengths, lengths - 1', 'lengths.cumsum() - lengths, counts'),
         ('ids[-context - 1:]', 'ids[-context:]'),
         ('len(ids) > context + 1', 'len(ids) > context'),
-        ('not word.any()', 'not word[0]'),
-        ('ids[:, :-1]', 'ids[:, 1:]'),
+        ('(right == words)', '(right > 0)'),
+        ('.repeat(lengths)', '.repeat(counts)'),
     ],
     'tools/evaluate.py': [
         ("names=['dtype', 'dataset']", "names=['dataset']"),
@@ -294,7 +294,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ("content.get('normalizer'),", 'None,'),
         ("model.get('dropout')]", 'None]'),
         ("token['id'], token['special']]", "token['id'], True]"),
-        ('if token in known]', ']'),
+        ('if token in library.get_vocab()]', ']'),
     ],
     'tools/convert.py': [
         ('if size > shape.vocab_size', 'if size > 2 * shape.vocab_size'),

@@ -180,45 +180,36 @@ def read_tensors(folder):
 
 def export_model(out_dir, to, dest):
     """Write the checkpoint of out_dir as dest, whole or not at all."""
-    state, write = load(out_dir), write_gguf if to == 'gguf' else write_hf
+    state, write = load(out_dir), gguf_file.write_gguf if to == 'gguf' else write_hf
     if dest.exists():
         raise UserError(f'{dest} is there already; remove it, or name a new one')
     with damaged(out_dir):
         shape = from_checkpoint(state).config
-        layout = layouts.choose_layout(shape)
-        write(dest, state, layout, shape)
+    layout = layouts.choose_layout(shape)
+    with whole(dest) as path:
+        write(path, state, layout, shape)
     print(f'{dest}: {layouts.LAYOUTS[layout].architecture}, {name_of(state["tokenizer"])}')
 
 
-def write_gguf(dest, state, layout, shape):
-    """Write a checkpoint's dict, of this layout and resolved GPTConfig, as a file for llama.cpp."""
-    import_library('gguf', '--to=gguf')
-    values = gguf_file.gguf_values(layout, shape, state['tokenizer'])
-    tensors = gguf_file.to_gguf(state['model'], layout, shape)
-    with whole(dest) as path:
-        gguf_file.save_gguf(path, layout, tensors, values)
-
-
-def write_hf(dest, state, layout, shape):
+def write_hf(folder, state, layout, shape):
     """Write a checkpoint's dict, of this layout and resolved GPTConfig, as a folder for
     transformers."""
     library = import_library('safetensors.torch', '--to=hf')
     hub = import_library('huggingface_hub', '--to=hf')
     tensors, written = layouts.to_theirs(state['model'], layout, shape)
+    split = hub.split_torch_state_dict_into_shards(tensors, max_shard_size=LARGEST)
     dtype = str(state['model']['wte.weight'].dtype).removeprefix('torch.')
     description = layouts.describe_shape(layout, written) | {'dtype': dtype}
     contents = json_files(description, state['tokenizer'], shape)
-    split = hub.split_torch_state_dict_into_shards(tensors, max_shard_size=LARGEST)
     if split.is_sharded:
         contents['model.safetensors.index.json'] = {
             'metadata': split.metadata, 'weight_map': split.tensor_to_filename}
-    with whole(dest) as folder:
-        folder.mkdir()
-        for file, content in contents.items():
-            (folder / file).write_text(json.dumps(content, indent=2), encoding='utf-8')
-        for file, names in split.filename_to_tensors.items():
-            library.save_file({name: tensors[name].contiguous() for name in names}, folder / file,
-                              metadata={'format': 'pt'})
+    folder.mkdir()
+    for file, content in contents.items():
+        (folder / file).write_text(json.dumps(content, indent=2), encoding='utf-8')
+    for file, names in split.filename_to_tensors.items():
+        library.save_file({name: tensors[name].contiguous() for name in names}, folder / file,
+                          metadata={'format': 'pt'})
 
 
 @contextlib.contextmanager
@@ -230,9 +221,11 @@ def whole(dest):
         with tempfile.TemporaryDirectory(prefix=f'{dest.name}.', dir=dest.parent) as folder:
             yield Path(folder, dest.name)
             os.replace(Path(folder, dest.name), dest)
+    except UserError:
+        raise
     except Exception as error:  # a full disk, of which libraries have their own errors
-        raise UserError(f'{dest} could not be written (is the disk full?): {first_line(error)}'
-                        ) from None
+        raise UserError(f'{dest} could not be written: {type(error).__name__}: '
+                        f'{first_line(error)}') from None
 
 
 def json_files(description, spec, shape):

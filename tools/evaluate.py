@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,7 +32,7 @@ from folio.tokenizer import Tokenizer
 from model import from_checkpoint
 from prepare import open_corpus
 from tools import lambada
-from tools.measure import TextTokens, measure, read_text, summary
+from tools.measure import TextTokens, measure, read_text, summary, windows_over
 
 ROWS = 2048  # tokens that go through the model together, about
 
@@ -74,7 +74,7 @@ def evaluate(options, given):
     """Print the numbers of a checkpoint; returns them as a dict, but by rank 0 only."""
     with open_machine(options) as machine:
         options, state, model, tokenizer = machine.together(read_checkpoint, options, given)
-        check_options(options, model, tokenizer)
+        options = resolve_windows(options, model, tokenizer)
         options = machine.choose(options, given, ROWS, model.config.n_embd)
         print_checkpoint(options, state, model, machine)
         model = model.to(machine.device)
@@ -102,16 +102,19 @@ def read_checkpoint(options, given):
     return options, state, model, tokenizer
 
 
-def check_options(options, model, tokenizer):
-    """UserError for options that don't fit each other, or the checkpoint."""
+def resolve_windows(options, model, tokenizer):
+    """The options with context and stride derived; UserError for those that don't fit each other,
+    or the checkpoint."""
     limit = model.config.block_size
     context = options.context or limit
-    if not (options.stride or 1) <= context <= limit:
+    stride = options.stride or context
+    if not stride <= context <= limit:
         raise UserError(f'context must be from 1 to {limit}, and stride from 1 to {context}')
     if options.per_line and not options.file:
         raise UserError('--per_line needs --file=FILE')
     if (options.file or options.task) and tokenizer is None:
         raise UserError(f'{options.out_dir} has no tokenizer, so it can\'t read a text')
+    return replace(options, context=context, stride=stride)
 
 
 def count_parameters(model):
@@ -151,8 +154,9 @@ def evaluate_tokens(options, model, tokenizer, machine):
                         'tokens, and the first is not predicted')
     lengths = tokenizer and torch.tensor(tokenizer.text_lengths)
     groups = line_numbers(text, tokens.ids, tokenizer) if options.per_line else None
-    sums = measure(model, tokens, machine, options.eval_tokens, lengths, options.context,
-                   options.stride, groups)
+    last = min(len(tokens), options.eval_tokens or len(tokens)) - 1  # they have one before them
+    windows = windows_over(last, options.context, options.stride)
+    sums = measure(model, tokens, machine, windows, lengths, groups)
     numbers = summary(sums.sum(dim=0))
     if options.per_line:
         lines = zip(sums, text.split('\n'), strict=False)

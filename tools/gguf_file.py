@@ -1,9 +1,8 @@
 """A model and its tokenizer as one .gguf file, which llama.cpp and Ollama run.
 
-    values = gguf_values('llama', shape, spec)
-    save_gguf('model.gguf', 'llama', to_gguf(weights, 'llama', shape), values)
+    write_gguf('model.gguf', state, 'llama', shape)
 
-of a layout's name, a resolved GPTConfig, a tokenizer's dict and a state_dict.
+of a checkpoint's dict, a layout's name and a resolved GPTConfig.
 
 Architectures: GPT-2, Llama and Qwen3. Tokenizers: byte-pair encodings that cut a text as one of
 those does, for the file only names the pattern, and llama.cpp has it.
@@ -13,31 +12,48 @@ import json
 
 import torch
 
-from folio.cli import UserError
+from folio.cli import UserError, import_library
 from folio.tokenizer import Tokenizer, name_of
 from tools import layouts
 from tools.hf_tokenizer import merges_of, name_of_cut, to_json
 
 ENDS = ('<|endoftext|>', '<|end_of_text|>')  # of a text, by name
+BFLOAT16 = 30  # a type of tensors
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
 
 
-def gguf_values(name, shape, spec):
-    """The values of the file, by llama.cpp's keys; UserError for what llama.cpp would compute or
-    encode in another way."""
+def write_gguf(path, state, name, shape):
+    """Write a model as a file; UserError for what llama.cpp would compute or encode in another
+    way."""
+    gguf = import_library('gguf', '--to=gguf')
     if name == 'nanochat' or shape.mlp == 'gelu_erf':
         raise UserError(f'llama.cpp has no {layouts.LAYOUTS[name].architecture} with mlp='
                         f'{shape.mlp}; --to=hf writes it for transformers')
-    return shape_values(name, shape) | token_values(spec, shape.vocab_size)
-
-
-def to_gguf(weights, name, shape):
-    """The tensors of the file, by llama.cpp's names."""
-    import gguf
+    writer = gguf.GGUFWriter(path, name)
+    add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32,
+           bool: writer.add_bool, list: writer.add_array}
+    values = shape_values(name, shape) | token_values(state['tokenizer'], shape.vocab_size)
+    for key, value in values.items():
+        add[type(value)](key, value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[name.upper()], shape.n_layer)
-    tensors, _ = layouts.to_theirs(weights, name, shape)
-    return {names.get_name(theirs, ('.weight', '.bias')): turned(theirs, tensor, name, shape)
-            for theirs, tensor in tensors.items()}
+    for theirs, tensor in layouts.to_theirs(state['model'], name, shape)[0].items():
+        tensor = turned(theirs, tensor, name, shape)
+        add_tensor(writer, names.get_name(theirs, ('.weight', '.bias')), tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_tensor(writer, name, tensor):
+    """Add a tensor to the file in its number format, but for those that llama.cpp adds to numbers
+    in float32."""
+    if tensor.dim() == 1 or name.startswith('position_embd'):
+        tensor = tensor.float()
+    kind = None
+    if tensor.dtype == torch.bfloat16:  # which numpy has not
+        tensor, kind = tensor.view(torch.int16), BFLOAT16
+    writer.add_tensor(name, tensor.numpy(), raw_dtype=kind)
 
 
 def turned(theirs, tensor, name, shape):
@@ -107,23 +123,3 @@ def all_merged(content, merges):
     """Whether each token is a byte, or added, or what a merge makes."""
     added = {token['content'] for token in content.get('added_tokens', ())}
     return len(content['model']['vocab'].keys() - added) == 256 + len(merges)
-
-
-def save_gguf(path, name, tensors, values):
-    """Write tensors and values as a file."""
-    import gguf
-    writer = gguf.GGUFWriter(path, name)
-    add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32,
-           bool: writer.add_bool, list: writer.add_array}
-    for key, value in values.items():
-        add[type(value)](key, value)
-    for key, tensor in tensors.items():
-        if tensor.dim() == 1 or key.startswith('position_embd'):
-            tensor = tensor.float()  # which llama.cpp adds to numbers in float32
-        kind = gguf.GGMLQuantizationType.BF16 if tensor.dtype == torch.bfloat16 else None
-        tensor = tensor.view(torch.int16) if kind else tensor  # numpy has no bfloat16
-        writer.add_tensor(key, tensor.numpy(), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()

@@ -99,8 +99,7 @@ def from_merges(folder, name):
     exception `tokenizers` raises for files that are not in the format."""
     library = import_library('tokenizers', 'to read it').ByteLevelBPETokenizer.from_file(
         str(folder / 'vocab.json'), str(folder / 'merges.txt'))
-    known = library.get_vocab()
-    library.add_special_tokens([token for token in GPT2_SPECIAL if token in known])
+    library.add_special_tokens([token for token in GPT2_SPECIAL if token in library.get_vocab()])
     return from_json(json.loads(library.to_str()), name)
 
 

@@ -1,6 +1,7 @@
 """How well a model predicts tokens: loss, bits per byte, and how often it is right.
 
-    numbers = summary(measure(model, tokens, machine)[0])
+    windows = windows_over(len(tokens) - 1, context=256, stride=256)
+    numbers = summary(measure(model, tokens, machine, windows)[0])
     numbers['loss'], numbers['accuracy']
 
 Each process takes its share of the windows; the sums over all of them are the same for any number.
@@ -44,15 +45,20 @@ def read_text(path):
     return text
 
 
-def eval_batches(last, context, stride, vocab_size):
-    """(starts, length, new) of the windows over `last` predictions: those that are alike and that
-    one pass takes together start at the array `starts`, (B,); of each one's predictions the `new`
-    at its end are those that the window before did not make."""
-    size = sequences_at_once(context, vocab_size)
+def windows_over(last, context, stride):
+    """The windows that make `last` predictions, three arrays: where each starts, its length, and
+    how many of its predictions, at its end, the window before did not make."""
     starts = np.arange(0, max(0, last - context) + stride, stride)
     ends = np.minimum(starts + context, last)
-    windows = zip(starts, ends - starts, np.diff(ends, prepend=0), strict=True)
-    for (length, new), alike in itertools.groupby(windows, key=lambda window: window[1:]):
+    return starts, ends - starts, np.diff(ends, prepend=0)
+
+
+def batches_of(windows, vocab_size):
+    """(starts, length, new) of successive windows that are alike and that one pass takes together;
+    starts: an array (B,)."""
+    triples = zip(*windows, strict=True)
+    for (length, new), alike in itertools.groupby(triples, key=lambda window: window[1:]):
+        size = sequences_at_once(length, vocab_size)
         while batch := list(itertools.islice(alike, size)):
             yield np.array([start for start, _, _ in batch]), length, new
 
@@ -70,21 +76,17 @@ def score(logits, targets):
 
 
 @torch.no_grad()
-def measure(model, tokens, machine, limit=None, token_bytes=None, context=None, stride=None,
-            groups=None):
-    """Sums over the first `limit` tokens (None: all), for `summary`: a row for each group, (G, 5),
-    by a model in eval mode.
+def measure(model, tokens, machine, windows, token_bytes=None, groups=None):
+    """Sums over the predictions in windows, which are as in windows_over, by a model in eval mode:
+    a row for each group, (G, 5), for `summary`.
 
-    They are cut into windows of `context` (None: the model's) every `stride` (None: context).
     token_bytes: the length of each id's bytes, (V,). groups: each token's group, (N,); None: 0.
     """
-    context = context or model.config.block_size
     if groups is None:
         groups = torch.zeros(1, dtype=torch.int64).expand(len(tokens))
     sums = torch.zeros(int(groups.max()) + 1, 5, dtype=torch.float64)
-    last = min(len(tokens), limit or len(tokens)) - 1  # so many tokens have one before them
-    batches = eval_batches(last, context, stride or context, model.config.vocab_size)
-    with progress_bar(machine.rank == 0, total=last, unit=' tokens', unit_scale=True) as bar:
+    batches, total = batches_of(windows, model.config.vocab_size), int(windows[2].sum())
+    with progress_bar(machine.rank == 0, total=total, unit=' tokens', unit_scale=True) as bar:
         for starts, length, new in itertools.islice(batches, machine.rank, None, machine.world):
             scores = measure_windows(model, tokens, machine, starts, length, new, token_bytes)
             places = torch.from_numpy(starts)[:, None] + torch.arange(length + 1)[-new:]

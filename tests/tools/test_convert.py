@@ -686,7 +686,7 @@ def test_what_cannot_be_meant_is_one_line(tmp_path, monkeypatch, argv, message):
 
 
 @pytest.mark.parametrize('failure, raised, message', [
-    (OSError('No space left on device'), UserError, 'theirs could not be written .* No space left'),
+    (OSError('No space left on device'), UserError, 'theirs could not be written: .*No space left'),
     (KeyboardInterrupt(), KeyboardInterrupt, None)])
 def test_a_full_disk_or_an_interrupt_leaves_nothing_half_written(
         tmp_path, monkeypatch, failure, raised, message):
