@@ -22,7 +22,7 @@ CL100K = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}NUMBER"
 EACH_CHARACTER = r'[\s\S]'
 BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True,
               'use_regex': False}  # the step between bytes and GPT-2's visible characters
-INCIDENTAL = {'version', 'truncation', 'padding'}  # which change no ids
+INCIDENTAL = {'version': '1.0', 'truncation': None, 'padding': None}  # which change no ids
 
 
 # --- out -----------------------------------------------------------------------------------------
@@ -35,8 +35,8 @@ def to_json(spec):
     plainly = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
     added = [{'id': i, 'content': text, **plainly, 'special': True}
              for text, i in spec.get('special', {}).items()]
-    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added,
-            'normalizer': None, 'post_processor': None, **parts}
+    return {**INCIDENTAL, 'added_tokens': added, 'normalizer': None, 'post_processor': None,
+            **parts}
 
 
 def char_parts(spec):
@@ -112,8 +112,7 @@ def from_json(content, name):
     model = content['model']
     if isinstance(model['vocab'], dict):  # a Unigram has a list
         for spec in (char_spec(model), {'kind': 'byte'}):
-            ours = to_json(spec)
-            if all(ours[key] == content.get(key) for key in ours.keys() - INCIDENTAL):
+            if to_json(spec) == content | INCIDENTAL:
                 return spec
         if is_gpt2(content):
             ranks = {bytes(map(BYTES.get, token)): i for token, i in model['vocab'].items()

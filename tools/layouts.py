@@ -29,7 +29,7 @@ class Layout:
     activation_key: str
     activations: dict  # what it may say, the first if it is missing, and our mlp
     names: dict  # of our modules; where one is several of theirs, with spaces between
-    prefix: str = 'model.'  # before all names but the head's
+    blocks: str = 'model.layers'  # what stands, with a number, before the names in a block
 
 
 NANOGPT = Layout(  # which is described by the model_args of its checkpoints
@@ -41,10 +41,10 @@ NANOGPT = Layout(  # which is described by the model_args of its checkpoints
     defaults={'bias': True},
     activation_key='activation_function',
     activations={'gelu': 'gelu_erf'},
-    names={'wte': 'wte', 'wpe': 'wpe', 'norm': 'ln_f', 'lm_head': 'lm_head', 'blocks': 'h',
-           'norm1': 'ln_1', 'norm2': 'ln_2', 'attention.qkv': 'attn.c_attn',
+    names={'wte': 'transformer.wte', 'wpe': 'transformer.wpe', 'norm': 'transformer.ln_f',
+           'lm_head': 'lm_head', 'norm1': 'ln_1', 'norm2': 'ln_2', 'attention.qkv': 'attn.c_attn',
            'attention.proj': 'attn.c_proj', 'mlp.up': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'},
-    prefix='transformer.')
+    blocks='transformer.h')
 GPT2 = dataclasses.replace(
     NANOGPT, architecture='GPT2LMHeadModel',
     options=NANOGPT.options | {'bias': True},
@@ -66,7 +66,7 @@ LLAMA = Layout(
     defaults={'tie_word_embeddings': False, 'rms_norm_eps': 1e-6, 'attention_bias': False},
     activation_key='hidden_act',
     activations={'silu': 'swiglu'},
-    names={'wte': 'embed_tokens', 'norm': 'norm', 'lm_head': 'lm_head', 'blocks': 'layers',
+    names={'wte': 'model.embed_tokens', 'norm': 'model.norm', 'lm_head': 'lm_head',
            'norm1': 'input_layernorm', 'norm2': 'post_attention_layernorm',
            'attention.qkv': 'self_attn.q_proj self_attn.k_proj self_attn.v_proj',
            'attention.q_norm': 'self_attn.q_norm', 'attention.k_norm': 'self_attn.k_norm',
@@ -173,29 +173,22 @@ def describe_shape(name, shape):
 def entries(name, shape):
     """For each parameter in the layout called `name`, in our order: our name, the names of theirs
     that it holds one above the other, their heights, and whether they are transposed."""
+    layout = LAYOUTS[name]
     with torch.device('meta'):
-        model = GPT(dataclasses.replace(shape, **LAYOUTS[name].options))
+        model = GPT(dataclasses.replace(shape, **layout.options))
     heights = model.stacked_matrices()
     for ours, p in model.named_parameters():
-        module, _, kind = ours.rpartition('.')
-        theirs = [f'{part}.{kind}' for part in module_names(LAYOUTS[name], module)]
-        rows = heights[f'{module}.weight'] if len(theirs) > 1 else [len(p)]
-        yield ours, theirs, rows, name == 'gpt2' and module.startswith('blocks.') and p.dim() == 2
-
-
-def module_names(layout, module):
-    """Their names of one of our modules, such as blocks.3.attention.qkv."""
-    before = '' if module == 'lm_head' else layout.prefix
-    if module.startswith('blocks.'):
-        _, number, module = module.split('.', 2)
-        before += f'{layout.names["blocks"]}.{number}.'
-    return [before + name for name in layout.names[module].split()]
+        number, module, kind = re.fullmatch(r'(?:blocks\.(\d+)\.)?(.+)\.(\w+)', ours).groups()
+        block = f'{layout.blocks}.{number}.' if number else ''
+        theirs = [f'{block}{part}.{kind}' for part in layout.names[module].split()]
+        rows = heights[ours.replace('bias', 'weight')] if len(theirs) > 1 else [len(p)]
+        yield ours, theirs, rows, bool(name == 'gpt2' and number and p.dim() == 2)
 
 
 def to_ours(tensors, name, shape):
     """The state_dict of GPT(shape) with copies of their tensors, a dict; UserError for one that is
     missing or extra, ValueError or RuntimeError for one of another shape."""
-    prefix = LAYOUTS[name].prefix
+    prefix = LAYOUTS[name].blocks.partition('.')[0] + '.'  # which some files leave out
     tensors = {key if key.startswith((prefix, 'lm_head.')) else prefix + key: tensor
                for key, tensor in tensors.items() if not re.search(BUFFERS, key)}
     head = tensors.pop('lm_head.weight', None) if shape.tied else None
