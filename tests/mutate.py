@@ -283,7 +283,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ("'head_dim': 128, ", ''),
         ("rope.get('rope_theta', description.get('rope_theta', 10000.0))",
          "rope.get('rope_theta', 10000.0)"),
-        ("('mlp' in wrong[name], len(wrong[name]))", 'len(wrong[name])'),
+        ('key=lambda name: len(wrong[name])', 'key=None'),
     ],
     'tools/hf_tokenizer.py': [
         ("re.sub(r'(\\{[\\d,]+\\})\\+', r'\\1', pattern)", 'pattern'),

@@ -84,7 +84,7 @@ NANOCHAT = dataclasses.replace(
     names=LLAMA.names | {'mlp.up': 'mlp.fc1', 'mlp.proj': 'mlp.fc2'})
 LAYOUTS = {'gpt2': GPT2, 'llama': LLAMA, 'qwen3': QWEN3, 'nanochat': NANOCHAT, 'nanogpt': NANOGPT}
 READABLE = ['gpt2', 'llama', 'qwen3', 'nanogpt']
-WRITABLE = ['gpt2', 'llama', 'qwen3', 'nanochat']
+WRITABLE = ['nanochat', 'qwen3', 'llama', 'gpt2']  # no two hold the same shape
 
 
 # --- shapes --------------------------------------------------------------------------------------
@@ -130,16 +130,15 @@ def choose_layout(shape):
     """The name of the layout that holds a resolved GPTConfig; UserError with the options in its way
     if none does."""
     wrong = {name: obstacles(name, shape) for name in WRITABLE}
-    name = min(WRITABLE, key=lambda name: ('mlp' in wrong[name], len(wrong[name])))
+    name = min(WRITABLE, key=lambda name: len(wrong[name]))
     if wrong[name]:
-        values = ', '.join(f'{option}={getattr(shape, option)}' for option in wrong[name])
         raise UserError(f'no layout of transformers holds this model; {name}\'s is the nearest, '
-                        f'but {values} stands in the way')
+                        f'but {", ".join(wrong[name])} stands in the way')
     return name
 
 
 def obstacles(name, shape):
-    """The options whose values the layout can't hold, a list of names."""
+    """The options whose values the layout can't hold, a list of texts such as bias=True."""
     layout, ours = LAYOUTS[name], vars(shape)
     derived = {'n_kv_head': shape.n_head, 'head_size': shape.n_embd / shape.n_head}
     values = derived | {option: ours[option] for option in layout.keys} | layout.options
@@ -149,7 +148,7 @@ def obstacles(name, shape):
         wrong.append('mlp')
     if name == 'nanochat' and not shape.norm_eps:  # for_nanochat divides by it
         wrong.append('norm_eps')
-    return wrong
+    return [f'{option}={ours[option]}' for option in wrong]
 
 
 def describe_shape(name, shape):

@@ -118,6 +118,8 @@ def test_gpt2_has_no_room_for_heads_of_another_size():
         layouts.choose_layout(resolved(**GPT2 | {'head_size': 16}))
 
 
-def test_the_nearest_layout_has_the_activation():
-    with pytest.raises(UserError, match="nanochat's is the nearest, but .*position=learned"):
+def test_the_nearest_layout_has_the_fewest_options_in_its_way():
+    with pytest.raises(UserError, match="gpt2's is the nearest, but mlp=relu2 stands"):
         layouts.choose_layout(resolved(**GPT2 | {'mlp': 'relu2'}))
+    with pytest.raises(UserError, match="nanochat's is the nearest, but bias=True stands"):
+        layouts.choose_layout(resolved(bias=True))
