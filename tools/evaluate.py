@@ -117,14 +117,11 @@ def resolve_windows(options, model, tokenizer):
     return replace(options, context=context, stride=stride)
 
 
-def count_parameters(model):
-    return sum(p.numel() for p in model.parameters())
-
-
 def print_checkpoint(options, state, model, machine):
     """Say what is measured, where, and what made it."""
-    print(f'{options.out_dir} (step {state.get("step", 0):,}), '
-          f'{count_parameters(model):,} parameters; {machine}')
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f'{options.out_dir} (step {state.get("step", 0):,}), {parameters:,} parameters; '
+          f'{machine}')
     versions = [f'{name} {value}' for name, value in state.get('versions', {}).items()]
     print('trained with', ', '.join(versions) or 'unknown versions', flush=True)
 
@@ -207,7 +204,7 @@ def numbers_of_run(name, records):
     if not evaluated:
         raise UserError(f'{name}: there is no log.jsonl with an evaluation; train.py makes it')
     best = min(evaluated, key=lambda record: record['val_loss'])
-    return {'parameters': count_parameters(from_checkpoint(load(name))),
+    return {'parameters': sum(p.numel() for p in from_checkpoint(load(name)).parameters()),
             'tokens': records[-1]['tokens'], 'seconds': records[-1]['seconds'],
             'loss': best['val_loss'], 'bits_per_byte': best['bits_per_byte']}
 

@@ -13,7 +13,7 @@ from folio.cli import UserError
 from folio.options import find
 from folio.texts import read_json_lines
 from prepare import recipe_files
-from tools.measure import TextTokens, measure, perplexity
+from tools.measure import TextTokens, measure
 
 
 def lambada(model, tokenizer, path, context, machine):
@@ -27,14 +27,15 @@ def lambada(model, tokenizer, path, context, machine):
     cut = sum(len(ids) > context + 1 for ids, _ in whole)
     if cut:
         print(f'{cut:,} passages are longer than {context:,} tokens, and are cut on the left')
-    right, nats, tokens = say_last_words([(ids[-context - 1:], count) for ids, count in whole],
-                                         model, machine)
-    return {'accuracy': right, 'perplexity': perplexity(nats), 'passages': len(whole), 'cut': cut,
-            'tokens': tokens}
+    passages = [(ids[-context - 1:], count) for ids, count in whole]
+    nats, right = say_last_words(passages, model, machine)
+    return {'accuracy': right.mean().item(), 'perplexity': nats.mean().exp().item(),
+            'passages': len(passages), 'cut': cut,
+            'tokens': sum(len(ids) - 1 for ids, _ in passages)}
 
 
 def say_last_words(passages, model, machine):
-    """(share of words that are right, nats of a word, tokens read) for passages, (ids, count)."""
+    """(nats, whether it is right) of each last word of passages, (ids, count); two (N,)."""
     passages.sort(key=lambda passage: (len(passage[0]), passage[1]))  # those alike go together
     lengths = np.array([len(ids) for ids, _ in passages])
     counts = np.array([count for _, count in passages])
@@ -42,7 +43,7 @@ def say_last_words(passages, model, machine):
     groups = torch.from_numpy(np.arange(len(passages)).repeat(lengths))
     windows = lengths.cumsum() - lengths, lengths - 1, counts  # each passage is one
     nats, words, _, right, _ = measure(model, tokens, machine, windows, groups=groups).T
-    return (right == words).double().mean().item(), nats.mean().item(), int(sum(lengths - 1))
+    return nats, (right == words).double()
 
 
 def read_passages(path, tokenizer, context):

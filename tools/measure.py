@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from folio import options, texts
-from folio.cli import UserError, progress_bar
+from folio.cli import progress_bar
 from train import sequences_at_once
 
 
@@ -34,13 +34,10 @@ class TextTokens:
 
 
 def read_text(path):
-    """The text of a plain file; UserError if it can't be read."""
-    try:
-        text, replaced = texts.plain(options.find(path).read_bytes())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error  # without the path
-        raise UserError(f'{path}: {reason}') from None
-    if replaced:
+    """The text of a plain file; UserError or OSError if it can't be read."""
+    counts = {}
+    text = ''.join(texts.read_plain(options.find(path), False, counts))
+    if replaced := sum(counts.values()):
         print(f'{path}: {replaced:,} \\r\\n became \\n')
     return text
 
@@ -111,11 +108,6 @@ def measure_windows(model, tokens, machine, starts, length, new, token_bytes):
 def summary(sums):
     """The numbers of a row of sums: nats per token and what else is shown; None: unknown."""
     nats, count, n_bytes, right, among_5 = sums.tolist()
-    return {'loss': nats / count, 'perplexity': perplexity(nats / count),
+    return {'loss': nats / count, 'perplexity': (sums[0] / sums[1]).exp().item(),
             'bits_per_byte': nats / math.log(2) / n_bytes if n_bytes > 0 else None,
             'accuracy': right / count, 'top5_accuracy': among_5 / count, 'tokens': int(count)}
-
-
-def perplexity(nats):
-    """e to the nats per token; infinite where a float can't hold it."""
-    return torch.tensor(nats, dtype=torch.float64).exp().item()
