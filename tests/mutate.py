@@ -276,7 +276,7 @@ MUTATIONS = {  # module: [(its text, what stands there instead)]
         ("activations={'gelu': 'gelu_erf'}", "activations={'gelu': 'gelu'}"),
         ("'mlp.gate_proj mlp.up_proj'", "'mlp.up_proj mlp.gate_proj'"),
         ("{'norm_weight': True, 'bias': True, 'tied': False}", "{'bias': True, 'tied': False}"),
-        ('sorted(known ^ tensors.keys())', 'sorted(known - tensors.keys())'),
+        ('min(known ^ tensors.keys(), ', 'min(known - tensors.keys(), '),
         ("float(key.endswith('weight'))", '1.0'),
         ('halves.flip(1)', 'halves'),
         ("(small ** 2 * shape.norm_eps ** 0.5)", "(small ** 2 * shape.norm_eps)"),

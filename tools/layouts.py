@@ -193,13 +193,13 @@ def to_ours(tensors, name, shape):
     head = tensors.pop('lm_head.weight', None) if shape.tied else None
     rows = list(entries(name, shape))
     known = {part for _, theirs, *_ in rows for part in theirs}
-    for key in sorted(known ^ tensors.keys()):
-        raise UserError(f'the tensor {key} {"is missing" if key in known else "has no place"} in a '
+    if odd := min(known ^ tensors.keys(), default=None):
+        raise UserError(f'the tensor {odd} {"is missing" if odd in known else "has no place"} in a '
                         f'{name} so described')
     ours = {}
     for key, theirs, _, transposed in rows:
         parts = [tensors.pop(part) for part in theirs]
-        ours[key] = torch.cat([part.T for part in parts] if transposed else parts)
+        ours[key] = torch.cat([part.T if transposed else part for part in parts])
     if shape.tied:
         ours['lm_head.weight'] = ours['wte.weight']
     check_weights(ours, shape)
@@ -216,8 +216,7 @@ def to_theirs(state, name, shape):
     for key, theirs, heights, transposed in entries(name, shape):
         neutral = float(key.endswith('weight'))  # of a norm, or a bias
         ours = state[key] if key in state else torch.full([sum(heights)], neutral, dtype=dtype)
-        parts = ours.split(heights)
-        parts = [part.T for part in parts] if transposed else parts
+        parts = [part.T if transposed else part for part in ours.split(heights)]
         tensors |= zip(theirs, parts, strict=True)
     return tensors, for_nanochat(tensors, shape) if name == 'nanochat' else shape
 
