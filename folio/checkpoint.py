@@ -184,16 +184,15 @@ def unpickle(path):
 
 
 @contextlib.contextmanager
-def damaged(path):
-    """Turn what building a model or a tokenizer raises, for a checkpoint whose content is not what
-    it should be, into a UserError."""
+def damaged(path, how='is damaged, or was not made by folio'):
+    """Turn what building a model or a tokenizer raises, for a file whose content is not what it
+    should be, into a UserError that says how it is."""
     try:
         yield
     except (UserError, OSError, MemoryError, GeneratorExit, KeyboardInterrupt):
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
-        raise UserError(f'{path} is damaged, or was not made by folio: {type(error).__name__}: '
-                        f'{first_line(error)}') from None
+        raise UserError(f'{path} {how}: {type(error).__name__}: {first_line(error)}') from None
 
 
 # --- going on ------------------------------------------------------------------------------------

@@ -682,16 +682,6 @@ def test_no_safetensors_break_the_converter(model_folder, count):
                    mutations(header, [*VALUES, *kinds]).map(packed)), count, read)
 
 
-@pytest.mark.parametrize('index', ['{}', '[]', '[' * 10 ** 5, '{"weight_map": 5}', '', '\0',
-                                   '{"weight_map": {"a": "\\u0000"}}', '{"weight_map": {"a": ""}}',
-                                   '{"weight_map": {"a": "../../evil"}}', '{"weight_map": {}}'],
-                         ids=lambda text: text[:16])
-def test_a_foreign_index_of_weights_is_one_line(model_folder, index):
-    (model_folder / 'model.safetensors').unlink()
-    (model_folder / 'model.safetensors.index.json').write_text(index)
-    refused(import_folder, model_folder)
-
-
 # --- prompts -------------------------------------------------------------------------------------
 
 @counts(15, 500)

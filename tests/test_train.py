@@ -257,7 +257,8 @@ def test_validation_and_the_measuring_tool_give_the_same_number(home, limit, blo
     model = GPT(options_of('--vocab_size=40', f'--block_size={block_size}'))
     token_bytes = torch.ones(40, dtype=torch.int64)
     loss, bits = train.validate(model, val, CPU, limit, token_bytes)
-    numbers = measure.summary(measure.measure(model, val, CPU, limit, token_bytes)[0])
+    windows = measure.windows_over((limit or len(val)) - 1, block_size, block_size)
+    numbers = measure.summary(measure.measure(model, val, CPU, windows, token_bytes)[0])
     assert loss == pytest.approx(numbers['loss'], abs=1e-6)
     assert bits == pytest.approx(numbers['bits_per_byte'], abs=1e-6)
     assert model.training

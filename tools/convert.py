@@ -15,8 +15,8 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,15 +31,14 @@ from folio.checkpoint import damaged, load, move_old_run, save, unpickle
 from folio.cli import UserError, first_line, import_library
 from folio.options import InPath, OutPath
 from folio.tokenizer import Tokenizer, name_of, tiktoken_spec
-from model import SHAPE, GPTConfig, check_weights
+from model import from_checkpoint
 from prepare import read_characters
 from tools import gguf_file, hf_tokenizer, layouts
 
-WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
-HUB_FILES = ['config.json', 'tokenizer.json', 'vocab.json', 'merges.txt', 'tokenizer_config.json',
-             INDEX, WEIGHTS, 'model-*.safetensors']
+HUB_FILES = ['config.json', 'tokenizer.json', 'vocab.json', 'merges.txt', 'model.safetensors',
+             'model-*.safetensors']
 LARGEST = 5 * 10 ** 9  # bytes in a file of weights; a larger model is split
-GPT2_CLASSES = (None, 'GPT2Tokenizer', 'GPT2TokenizerFast')  # in a tokenizer_config.json
+UNREADABLE = 'can\'t be read'
 
 
 @dataclass
@@ -70,11 +69,11 @@ def import_model(options):
     """Make a checkpoint in out_dir of nanoGPT's, of a folder, or of a model of the hub."""
     source = folio.options.find(options.from_).resolve()
     origin = source.parent if source.is_file() else source
-    name = origin.name
-    folder = Path(os.path.expanduser(options.out_dir or folio.options.ROOT / 'out' / name))
+    folder = Path(os.path.expanduser(options.out_dir or folio.options.ROOT / 'out' / origin.name))
     if origin.exists() and folder.resolve() == origin:
         raise UserError(f'{folder} is where the weights come from; name another --out_dir')
-    shape, weights, spec = read_source(options, source, name)
+    with damaged(options.from_, UNREADABLE):
+        shape, weights, spec = read_source(options, source)
     move_old_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = dataclasses.asdict(shape) | {'dataset': None, 'out_dir': str(folder)}
@@ -86,76 +85,41 @@ def import_model(options):
     print(f'{cli.short(folder / "ckpt.pt")}: {layers}, {name_of(spec)}')
 
 
-def read_source(options, source, name):
+def read_source(options, source):
     """(resolved GPTConfig, state_dict, tokenizer's dict or None) of what --from means; UserError
     for a tokenizer that has more ids than the model."""
-    if options.meta and not source.is_file():
-        raise UserError(f'--meta goes with a checkpoint of nanoGPT, not with {options.from_}')
     if source.is_file():
         shape, weights, spec = read_nanogpt(source, options.meta)
+    elif options.meta:
+        raise UserError(f'--meta goes with a checkpoint of nanoGPT, not with {options.from_}')
     else:
-        shape, weights, spec = read_model(options.from_, name)
-    with reading(options.from_):
-        size = Tokenizer(spec).vocab_size if spec else 0
-        if size > shape.vocab_size:
-            raise UserError(f'its tokenizer has {size:,} ids, its model {shape.vocab_size:,}')
+        folder = source if source.is_dir() else fetch_model(options.from_)
+        shape, weights, spec = read_model(folder, source.name)
+    size = Tokenizer(spec).vocab_size if spec else 0
+    if size > shape.vocab_size:
+        raise UserError(f'its tokenizer has {size:,} ids, its model {shape.vocab_size:,}')
     return shape, weights, spec
 
 
-def read_model(source, name):
-    """(resolved GPTConfig, state_dict, tokenizer's dict or None) of a folder or a model's name."""
-    folder = folio.options.find(source)
-    folder = folder if folder.is_dir() else fetch_model(source)
-    with reading(folder / 'config.json'):
-        description = read_json(folder / 'config.json')
-        shape = layouts.read_shape(description)
-    spec, tensors = read_tokenizer(folder, name), read_tensors(folder)
-    with reading(folder):
-        return shape, layouts.to_ours(tensors, description['model_type'], shape), spec
-
-
 def read_nanogpt(path, meta):
-    """(resolved GPTConfig, state_dict, tokenizer's dict or None) of nanoGPT's ckpt.pt."""
-    with reading(path):
-        state = unpickle(path)
-        if not {'model', 'model_args'} <= state.keys():
-            raise UserError('this is no checkpoint of nanoGPT, which has model and model_args')
-        shape = layouts.read_shape(state['model_args'] | {'model_type': 'nanogpt'})
-        tensors = {key.removeprefix('_orig_mod.'): tensor  # torch.compile's
-                   for key, tensor in state['model'].items()}
-        weights = layouts.to_ours(tensors, 'nanogpt', shape)
-        dataset = str(state.get('config', {}).get('dataset'))
-    beside = path.parent.parent / 'data' / dataset / 'meta.pkl'  # as in a checkout of nanoGPT
-    return shape, weights, nanogpt_tokenizer(meta or beside, bool(meta), shape)
-
-
-def nanogpt_tokenizer(meta, named, shape):
-    """The tokenizer's dict for a meta.pkl; where none is there, unless the user named it, GPT-2's
-    if the vocabulary is as large, or None, which is said."""
-    meta = folio.options.find(meta)
-    if named or meta.exists():
-        return read_characters(meta)
-    try:
-        if shape.vocab_size in (50257, 50304):  # as it is, or padded
-            return tiktoken_spec('gpt2')
-        reason = f'there is no {meta}, and {shape.vocab_size} ids are not those of GPT-2'
-    except UserError as error:
-        reason = error
-    print(f'the model comes without a tokenizer (--meta=PATH names a meta.pkl): {reason}')
-
-
-@contextlib.contextmanager
-def reading(path):
-    """A UserError that names the path for whatever other people's files make a library raise."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f'{path}: {error}') from None
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # a panic of a library in Rust is no Exception
-        raise UserError(f'{path} can\'t be read: {type(error).__name__}: {first_line(error)}'
-                        ) from None
+    """(resolved GPTConfig, state_dict, tokenizer's dict or None) of nanoGPT's ckpt.pt. The
+    characters are those of `meta`, or else of the data set in the same checkout."""
+    state = unpickle(path)
+    if not {'model', 'model_args'} <= state.keys():
+        raise UserError('this is no checkpoint of nanoGPT, which has model and model_args')
+    shape = layouts.read_shape(state['model_args'] | {'model_type': 'nanogpt'})
+    tensors = {key.removeprefix('_orig_mod.'): tensor  # torch.compile's
+               for key, tensor in state['model'].items()}
+    weights = layouts.to_ours(tensors, 'nanogpt', shape)
+    dataset = str(state.get('config', {}).get('dataset'))
+    beside = path.parent.parent / 'data' / dataset / 'meta.pkl'
+    if meta or beside.exists():
+        return shape, weights, read_characters(folio.options.find(meta or beside))
+    if shape.vocab_size in (50257, 50304):  # GPT-2's, as it is or padded
+        return shape, weights, tiktoken_spec('gpt2')
+    print(f'there is no {beside}, and {shape.vocab_size} ids are not those of GPT-2: the model '
+          'comes without a tokenizer (--meta=PATH names a meta.pkl)')
+    return shape, weights, None
 
 
 def fetch_model(name):
@@ -169,128 +133,99 @@ def fetch_model(name):
     except Exception as error:  # whatever the hub, the network or the disk bring
         raise UserError(
             f'{name} is no folder, and could not be fetched from {hub.constants.ENDPOINT}: '
-            f'{type(error).__name__}: {first_line(error)}; or save its config.json, {WEIGHTS} and '
-            'tokenizer.json in a folder, and name that: --from=FOLDER') from None
+            f'{type(error).__name__}: {first_line(error)}; or save its config.json, '
+            'model.safetensors and tokenizer.json in a folder, and name that: --from=FOLDER'
+        ) from None
+
+
+def read_model(folder, name):
+    """(resolved GPTConfig, state_dict, tokenizer's dict or None) of a folder; the name is for the
+    tokenizer."""
+    description = read_json(folder / 'config.json')
+    shape, kind = layouts.read_shape(description), description['model_type']
+    spec = read_tokenizer(folder, name, kind)
+    return shape, layouts.to_ours(read_tensors(folder), kind, shape), spec
 
 
 def read_json(path):
     """The dict in a JSON file."""
-    return dict(json.loads(path.read_text(encoding='utf-8')))
+    with damaged(path, UNREADABLE):
+        return dict(json.loads(path.read_text(encoding='utf-8')))
 
 
-def read_tokenizer(folder, name):
-    """The tokenizer's dict of a folder's tokenizer.json, or vocab.json and merges.txt; None, which
-    is said, where neither can be read."""
-    path, settings = folder / 'tokenizer.json', folder / 'tokenizer_config.json'
-    if path.exists():
-        with reading(path):
-            return hf_tokenizer.from_json(read_json(path), name)
-    if (folder / 'vocab.json').exists() and (folder / 'merges.txt').exists():
-        with reading(folder / 'vocab.json'):
-            settings = read_json(settings) if settings.exists() else {}
-            if settings.get('tokenizer_class') in GPT2_CLASSES:  # others cut a text in other ways
-                return hf_tokenizer.from_merges(folder, name, settings)
+def read_tokenizer(folder, name, kind):
+    """The tokenizer's dict of a folder's tokenizer.json, or of the vocab.json and merges.txt of a
+    model of the kind gpt2; None, which is said, without them."""
+    if (folder / 'tokenizer.json').exists():
+        return hf_tokenizer.from_json(read_json(folder / 'tokenizer.json'), name)
+    if kind == 'gpt2' and (folder / 'vocab.json').exists() and (folder / 'merges.txt').exists():
+        return hf_tokenizer.from_merges(folder, name)
     print(f'{folder} has no tokenizer that can be read, a tokenizer.json or the vocab.json and '
           'merges.txt of a GPT-2, so the model comes without one')
 
 
 def read_tensors(folder):
-    """The tensors of a folder's .safetensors files, by name."""
+    """The tensors of a folder's .safetensors files, by name; UserError if there are none."""
     library, tensors = import_library('safetensors.torch', 'tools/convert.py'), {}
-    for path in weight_files(folder):
-        with reading(path):
+    for path in sorted(folder.glob('model*.safetensors')):
+        with damaged(path, UNREADABLE):
             tensors |= library.load_file(path)
-    return tensors
-
-
-def weight_files(folder):
-    """The files that hold a folder's weights; UserError if there are none."""
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).exists():
-        raise UserError(f'{folder} has no {WEIGHTS}; weights in other files, such as '
+    if not tensors:
+        raise UserError(f'{folder} has no model.safetensors; weights in other files, such as '
                         'pytorch_model.bin, are not read, for such a file runs code (pickle)')
-    with reading(folder / INDEX):
-        names = set(read_json(folder / INDEX)['weight_map'].values())
-        return [folder / Path(name).name for name in sorted(names)]
+    return tensors
 
 
 # --- out -----------------------------------------------------------------------------------------
 
 def export_model(out_dir, to, dest):
     """Write the checkpoint of out_dir as dest, whole or not at all."""
-    state = load(out_dir)
-    with damaged(out_dir):
-        shape = GPTConfig(**{name: state['config'][name] for name in SHAPE}).resolved()
-        check_weights(state['model'], shape)
-        layout = layouts.choose_layout(shape)
+    state, write = load(out_dir), gguf_file.write_gguf if to == 'gguf' else write_hf
     if dest.exists():
         raise UserError(f'{dest} is there already; remove it, or name a new one')
-    write = write_gguf if to == 'gguf' else write_hf
-    write(dest, out_dir, state, layout, shape)
+    with damaged(out_dir):
+        shape = from_checkpoint(state).config
+    layout = layouts.choose_layout(shape)
+    with whole(dest) as path:
+        write(path, state, layout, shape)
     print(f'{dest}: {layouts.LAYOUTS[layout].architecture}, {name_of(state["tokenizer"])}')
 
 
-def write_gguf(dest, out_dir, state, layout, shape):
-    """Write a checkpoint's dict, of this layout and resolved GPTConfig, as a file for llama.cpp."""
-    import_library('gguf', '--to=gguf')
-    with damaged(out_dir):
-        values = gguf_file.gguf_values(layout, shape, state['tokenizer'])
-        tensors = gguf_file.to_gguf(state['model'], layout, shape)
-    with whole(dest) as path:
-        gguf_file.save_gguf(path, layout, tensors, values)
-
-
-def write_hf(dest, out_dir, state, layout, shape):
+def write_hf(folder, state, layout, shape):
     """Write a checkpoint's dict, of this layout and resolved GPTConfig, as a folder for
     transformers."""
-    tensors, written = layouts.to_theirs(state['model'], layout, shape)
-    dtype = str(state['model']['wte.weight'].dtype).removeprefix('torch.')
-    with damaged(out_dir):
-        description = layouts.describe_shape(layout, written) | {'dtype': dtype}
-        contents = json_files(description, state['tokenizer'], shape)
-    write_folder(dest, contents, tensors)
-
-
-def write_folder(dest, contents, tensors):
-    """Write JSON contents, by file name, and tensors, those of more than LARGEST bytes as several
-    files, as the folder dest."""
     library = import_library('safetensors.torch', '--to=hf')
-    split = import_library('huggingface_hub', '--to=hf').split_state_dict_into_shards_factory(
-        tensors, get_storage_size=lambda tensor: tensor.nbytes, max_shard_size=LARGEST,
-        filename_pattern='model{suffix}.safetensors')
+    hub = import_library('huggingface_hub', '--to=hf')
+    tensors, written = layouts.to_theirs(state['model'], layout, shape)
+    split = hub.split_torch_state_dict_into_shards(tensors, max_shard_size=LARGEST)
+    dtype = str(state['model']['wte.weight'].dtype).removeprefix('torch.')
+    description = layouts.describe_shape(layout, written) | {'dtype': dtype}
+    contents = json_files(description, state['tokenizer'], shape)
     if split.is_sharded:
-        contents = contents | {INDEX: {'metadata': split.metadata,
-                                       'weight_map': split.tensor_to_filename}}
-    with whole(dest) as folder:
-        folder.mkdir()
-        for file, content in contents.items():
-            text = json.dumps(content, indent=None if file == 'tokenizer.json' else 2)
-            (folder / file).write_text(text, encoding='utf-8')
-        for file, names in split.filename_to_tensors.items():
-            library.save_file({name: tensors[name].contiguous() for name in names}, folder / file,
-                              metadata={'format': 'pt'})
+        contents['model.safetensors.index.json'] = {
+            'metadata': split.metadata, 'weight_map': split.tensor_to_filename}
+    folder.mkdir()
+    for file, content in contents.items():
+        (folder / file).write_text(json.dumps(content, indent=2), encoding='utf-8')
+    for file, names in split.filename_to_tensors.items():
+        library.save_file({name: tensors[name].contiguous() for name in names}, folder / file,
+                          metadata={'format': 'pt'})
 
 
 @contextlib.contextmanager
 def whole(dest):
     """A temporary path, to write dest there, which then gets its name; UserError where writing
-    fails, and nothing is left of it."""
-    path = Path(f'{dest}.tmp')
-    if path.exists():
-        raise UserError(f'{path} is in the way; remove it')
+    fails. Nothing else is left of it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield path
-        os.replace(path, dest)
-    except BaseException as error:
-        shutil.rmtree(path, ignore_errors=True)
-        with contextlib.suppress(OSError):  # it was a folder, or never there
-            path.unlink()
-        if not isinstance(error, Exception):  # an interrupt
-            raise
-        raise UserError(f'{dest} could not be written (is the disk full?): {first_line(error)}'
-                        ) from None  # a full disk, of which libraries have their own errors
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f'{dest.name}.', dir=dest.parent) as folder:
+            yield Path(folder, dest.name)
+            os.replace(Path(folder, dest.name), dest)
+    except UserError:
+        raise
+    except Exception as error:  # a full disk, of which libraries have their own errors
+        raise UserError(f'{dest} could not be written: {type(error).__name__}: '
+                        f'{first_line(error)}') from None
 
 
 def json_files(description, spec, shape):

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,7 +32,7 @@ from folio.tokenizer import Tokenizer
 from model import from_checkpoint
 from prepare import open_corpus
 from tools import lambada
-from tools.measure import TextTokens, measure, read_text, summary
+from tools.measure import TextTokens, measure, read_text, summary, windows_over
 
 ROWS = 2048  # tokens that go through the model together, about
 
@@ -59,7 +59,6 @@ class EvaluateConfig:
 def main(argv):
     """Print the numbers of a checkpoint, or the table of several runs."""
     options, given = folio.options.parse(EvaluateConfig, argv, bare='out_dir')
-    check_combinations(options, given)
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         if options.compare:
             with damaged(f'a log.jsonl of {", ".join(options.compare)}'):
@@ -71,34 +70,19 @@ def main(argv):
         print(json.dumps(json.loads(text, parse_constant=lambda name: None)))
 
 
-def check_combinations(options, given):
-    """UserError for options that don't fit each other."""
-    if options.per_line and not options.file:
-        raise UserError('--per_line needs --file=FILE')
-    unused = ['dataset', 'split'] if options.file or options.task else []
-    unused += ['eval_tokens', 'per_line', 'stride'] if options.task else []
-    wrong = [name for name in unused if given.get(name)]
-    if wrong:
-        raise UserError(f'--{wrong[0]} means nothing with --{"task" if options.task else "file"}')
-
-
 def evaluate(options, given):
     """Print the numbers of a checkpoint; returns them as a dict, but by rank 0 only."""
     with open_machine(options) as machine:
         options, state, model, tokenizer = machine.together(read_checkpoint, options, given)
-        check_model(options, model, tokenizer)
+        options = resolve_windows(options, model, tokenizer)
         machine.choose(options, given, ROWS, model.config.n_embd)
-        print(f'{options.out_dir} (step {state.get("step", 0):,}), '
-              f'{count_parameters(model):,} parameters; {machine}')
-        print_versions(state.get('versions', {}))
+        print_checkpoint(options, state, model, machine)
         model = model.to(machine.device)
         begin = time.perf_counter()
         if options.task:
             numbers = lambada.lambada(model, tokenizer, options.file, options.context, machine)
-        elif options.file:
-            numbers = evaluate_file(options, model, tokenizer, machine)
         else:
-            numbers = evaluate_split(options, model, tokenizer, machine)
+            numbers = evaluate_tokens(options, model, tokenizer, machine)
         numbers['seconds'] = round(time.perf_counter() - begin, 3)
         print_numbers(numbers)
         return None if machine.rank else numbers
@@ -118,25 +102,28 @@ def read_checkpoint(options, given):
     return options, state, model, tokenizer
 
 
-def check_model(options, model, tokenizer):
-    """UserError for options that don't fit the checkpoint."""
+def resolve_windows(options, model, tokenizer):
+    """The options with context and stride derived; UserError for those that don't fit each other,
+    or the checkpoint."""
     limit = model.config.block_size
     context = options.context or limit
-    if not (options.stride or 1) <= context <= limit:
+    stride = options.stride or context
+    if not stride <= context <= limit:
         raise UserError(f'context must be from 1 to {limit}, and stride from 1 to {context}')
+    if options.per_line and not options.file:
+        raise UserError('--per_line needs --file=FILE')
     if (options.file or options.task) and tokenizer is None:
         raise UserError(f'{options.out_dir} has no tokenizer, so it can\'t read a text')
+    return replace(options, context=context, stride=stride)
 
 
-def print_versions(versions):
-    """Say what made a checkpoint."""
-    known = [f'{name} {value}' for name, value in versions.items() if isinstance(value, str)]
-    if known:
-        print('trained with', ', '.join(known), flush=True)
-
-
-def count_parameters(model):
-    return sum(p.numel() for p in model.parameters())
+def print_checkpoint(options, state, model, machine):
+    """Say what is measured, where, and what made it."""
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f'{options.out_dir} (step {state.get("step", 0):,}), {parameters:,} parameters; '
+          f'{machine}')
+    versions = [f'{name} {value}' for name, value in state.get('versions', {}).items()]
+    print('trained with', ', '.join(versions) or 'unknown versions', flush=True)
 
 
 def print_numbers(numbers):
@@ -154,23 +141,19 @@ def print_numbers(numbers):
 
 # --- a corpus, or a text -------------------------------------------------------------------------
 
-def evaluate_split(options, model, tokenizer, machine):
-    """The numbers of a data set's split, a dict."""
-    name, spec = options.dataset, tokenizer and tokenizer.spec
-    if name is None:
-        raise UserError(f'{options.out_dir} was not trained here; name a data set, --dataset=NAME')
-    train_tokens, val_tokens, meta = machine.together(open_corpus, name, spec)
-    check_vocabulary(name, meta, spec, model.config.vocab_size)
-    tokens = val_tokens if options.split == 'val' else train_tokens
-    return summary(sums_of(name, tokens, options, model, tokenizer, machine)[0])
-
-
-def evaluate_file(options, model, tokenizer, machine):
-    """The numbers of a text file, a dict; with per_line also those of its lines."""
-    text = machine.together(read_text, options.file)
-    tokens = TextTokens(tokenizer.encode(text))
+def evaluate_tokens(options, model, tokenizer, machine):
+    """The numbers of a split or a text, a dict; with per_line also those of the text's lines."""
+    text = machine.together(read_text, options.file) if options.file else None
+    tokens = (split_tokens(options, model, tokenizer, machine) if text is None
+              else TextTokens(tokenizer.encode(text)))
+    if len(tokens) < 2:
+        raise UserError(f'{options.file or options.dataset} is too short: it has {len(tokens)} '
+                        'tokens, and the first is not predicted')
+    lengths = tokenizer and torch.tensor(tokenizer.text_lengths)
     groups = line_numbers(text, tokens.ids, tokenizer) if options.per_line else None
-    sums = sums_of(options.file, tokens, options, model, tokenizer, machine, groups)
+    last = min(len(tokens), options.eval_tokens or len(tokens)) - 1  # they have one before them
+    windows = windows_over(last, options.context, options.stride)
+    sums = measure(model, tokens, machine, windows, lengths, groups)
     numbers = summary(sums.sum(dim=0))
     if options.per_line:
         lines = zip(sums, text.split('\n'), strict=False)
@@ -179,14 +162,14 @@ def evaluate_file(options, model, tokenizer, machine):
     return numbers
 
 
-def sums_of(name, tokens, options, model, tokenizer, machine, groups=None):
-    """The sums of `measure` with the options."""
-    if len(tokens) < 2:
-        raise UserError(f'{name} is too short: it has {len(tokens)} tokens, and the first is not '
-                        'predicted')
-    lengths = tokenizer and torch.tensor(tokenizer.text_lengths)
-    return measure(model, tokens, machine, options.eval_tokens, lengths, options.context,
-                   options.stride, groups)
+def split_tokens(options, model, tokenizer, machine):
+    """The Tokens of a data set's split; UserError for one of another tokenizer."""
+    name, spec = options.dataset, tokenizer and tokenizer.spec
+    if name is None:
+        raise UserError(f'{options.out_dir} was not trained here; name a data set, --dataset=NAME')
+    train_tokens, val_tokens, meta = machine.together(open_corpus, name, spec)
+    check_vocabulary(name, meta, spec, model.config.vocab_size)
+    return val_tokens if options.split == 'val' else train_tokens
 
 
 def line_numbers(text, ids, tokenizer):
@@ -221,7 +204,7 @@ def numbers_of_run(name, records):
     if not evaluated:
         raise UserError(f'{name}: there is no log.jsonl with an evaluation; train.py makes it')
     best = min(evaluated, key=lambda record: record['val_loss'])
-    return {'parameters': count_parameters(from_checkpoint(load(name))),
+    return {'parameters': sum(p.numel() for p in from_checkpoint(load(name)).parameters()),
             'tokens': records[-1]['tokens'], 'seconds': records[-1]['seconds'],
             'loss': best['val_loss'], 'bits_per_byte': best['bits_per_byte']}
 

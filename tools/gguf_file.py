@@ -1,9 +1,8 @@
 """A model and its tokenizer as one .gguf file, which llama.cpp and Ollama run.
 
-    values = gguf_values('llama', shape, spec)
-    save_gguf('model.gguf', 'llama', to_gguf(weights, 'llama', shape), values)
+    write_gguf('model.gguf', state, 'llama', shape)
 
-of a layout's name, a resolved GPTConfig, a tokenizer's dict and a state_dict.
+of a checkpoint's dict, a layout's name and a resolved GPTConfig.
 
 Architectures: GPT-2, Llama and Qwen3. Tokenizers: byte-pair encodings that cut a text as one of
 those does, for the file only names the pattern, and llama.cpp has it.
@@ -13,38 +12,48 @@ import json
 
 import torch
 
-from folio.cli import UserError
-from folio.tokenizer import GPT2_PATTERN, Tokenizer, name_of
+from folio.cli import UserError, import_library
+from folio.tokenizer import Tokenizer, name_of
 from tools import layouts
-from tools.hf_tokenizer import cut_by, to_json
+from tools.hf_tokenizer import merges_of, name_of_cut, to_json
 
-CL100K = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}NUMBER"
-          r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-CUTS = [  # how tokenizer.json describes the cutting of a text, and llama.cpp's name of it
-    ({'type': 'ByteLevel', 'add_prefix_space': False}, 'gpt-2'),
-    (cut_by(GPT2_PATTERN), 'gpt-2'),
-    (cut_by(CL100K.replace('NUMBER', '{1,3}')), 'llama-bpe'),
-    (cut_by(CL100K.replace('NUMBER', '')), 'qwen2')]
 ENDS = ('<|endoftext|>', '<|end_of_text|>')  # of a text, by name
+BFLOAT16 = 30  # a type of tensors
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens
 
 
-def gguf_values(name, shape, spec):
-    """The values of the file, by llama.cpp's keys; UserError for what llama.cpp would compute or
-    encode in another way."""
+def write_gguf(path, state, name, shape):
+    """Write a model as a file; UserError for what llama.cpp would compute or encode in another
+    way."""
+    gguf = import_library('gguf', '--to=gguf')
     if name == 'nanochat' or shape.mlp == 'gelu_erf':
         raise UserError(f'llama.cpp has no {layouts.LAYOUTS[name].architecture} with mlp='
                         f'{shape.mlp}; --to=hf writes it for transformers')
-    return shape_values(name, shape) | token_values(spec, shape.vocab_size)
-
-
-def to_gguf(weights, name, shape):
-    """The tensors of the file, by llama.cpp's names."""
-    import gguf
+    writer = gguf.GGUFWriter(path, name)
+    add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32,
+           bool: writer.add_bool, list: writer.add_array}
+    values = shape_values(name, shape) | token_values(state['tokenizer'], shape.vocab_size)
+    for key, value in values.items():
+        add[type(value)](key, value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[name.upper()], shape.n_layer)
-    tensors, _ = layouts.to_theirs(weights, name, shape)
-    return {names.get_name(theirs, ('.weight', '.bias')): turned(theirs, tensor, name, shape)
-            for theirs, tensor in tensors.items()}
+    for theirs, tensor in layouts.to_theirs(state['model'], name, shape)[0].items():
+        tensor = turned(theirs, tensor, name, shape)
+        add_tensor(writer, names.get_name(theirs, ('.weight', '.bias')), tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_tensor(writer, name, tensor):
+    """Add a tensor to the file in its number format, but for those that llama.cpp adds to numbers
+    in float32."""
+    if tensor.dim() == 1 or name.startswith('position_embd'):
+        tensor = tensor.float()
+    kind = None
+    if tensor.dtype == torch.bfloat16:  # which numpy has not
+        tensor, kind = tensor.view(torch.int16), BFLOAT16
+    writer.add_tensor(name, tensor.numpy(), raw_dtype=kind)
 
 
 def turned(theirs, tensor, name, shape):
@@ -74,15 +83,15 @@ def shape_values(name, shape):
 
 def token_values(spec, size):
     """The values that describe a tokenizer, by their keys, for a vocabulary of `size` ids."""
-    if not spec or spec['kind'] in ('char', 'byte'):
-        raise UserError(f'llama.cpp has no such tokenizer ({name_of(spec)}); --to=hf writes any '
-                        'tokenizer')
-    content = to_json(spec)
-    tokenizer = Tokenizer({'kind': 'json', 'name': name_of(spec), 'json': json.dumps(content)})
+    if not spec:
+        raise UserError('the model has no tokenizer, which llama.cpp needs')
+    name, content = name_of(spec), to_json(spec)
+    values = encoding_values(content, name)
+    tokenizer = Tokenizer({'kind': 'json', 'name': name, 'json': json.dumps(content)})
     ends = [tokenizer.special[end] for end in ENDS if end in tokenizer.special]
     if not ends:
-        raise UserError(f'the tokenizer {name_of(spec)} has no end of a text, {" or ".join(ENDS)}')
-    values = encoding_values(content, name_of(spec)) | token_lists(tokenizer.encoder, size) | {
+        raise UserError(f'the tokenizer {name} has no end of a text, {" or ".join(ENDS)}')
+    values |= token_lists(tokenizer.encoder, size) | {
         'model': 'gpt2', 'bos_token_id': tokenizer.special.get('<|begin_of_text|>', ends[0]),
         'eos_token_id': ends[0], 'add_bos_token': False, 'add_eos_token': False}
     return {f'tokenizer.ggml.{key}': value for key, value in values.items()}
@@ -101,44 +110,16 @@ def token_lists(library, size):
 def encoding_values(content, name):
     """llama.cpp's name of the way in which a tokenizer.json cuts a text, and the merges; UserError
     where llama.cpp would give a text other ids."""
-    model, before = content['model'], content.get('pre_tokenizer') or {}
-    if model.get('type', 'BPE') != 'BPE':
-        raise UserError(f'llama.cpp has no such tokenizer as {name}, a {model["type"]}; --to=hf '
-                        'writes any tokenizer')
-    merges = [merge if isinstance(merge, str) else ' '.join(merge)
-              for merge in model.get('merges', ())]
-    cut = next((theirs for known, theirs in CUTS if steps(known) == steps(before)), None)
-    added = {token['content'] for token in content.get('added_tokens', ())}
-    made = len(model['vocab'].keys() - added) - 256  # from bytes
+    model, merges, cut = content['model'], merges_of(content['model']), name_of_cut(content)
+    plain = cut and merges and content.get('normalizer') in (None, {'type': 'NFC'})
     whole = bool(model.get('ignore_merges'))  # a word that is a token is not merged
-    if (cut is None or not merges or content.get('normalizer') not in (None, {'type': 'NFC'})
-            or (whole != (cut == 'llama-bpe') and len(merges) != made)):
-        raise UserError(f'llama.cpp has no name for the way in which the tokenizer {name} cuts a '
-                        'text; --to=hf writes any tokenizer')
+    if not plain or whole != (cut == 'llama-bpe') and not all_merged(content, merges):
+        raise UserError(f'llama.cpp can\'t give the ids of this tokenizer ({name}); --to=hf writes '
+                        'any tokenizer')
     return {'pre': cut, 'merges': merges}
 
 
-def steps(before):
-    """The steps in which a pre-tokenizer cuts a text, without what changes no ids."""
-    return [{key: value for key, value in ({'use_regex': True} | step).items()
-             if key != 'trim_offsets'} for step in before.get('pretokenizers', [before])]
-
-
-def save_gguf(path, name, tensors, values):
-    """Write tensors and values as a file."""
-    import gguf
-    writer = gguf.GGUFWriter(path, name)
-    add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32,
-           bool: writer.add_bool, list: writer.add_array}
-    for key, value in values.items():
-        add[type(value)](key, value)
-    for key, tensor in tensors.items():
-        if tensor.dim() == 1 or key.startswith('position_embd'):
-            tensor = tensor.float()  # which llama.cpp adds to numbers in float32
-        kind = gguf.GGMLQuantizationType.BF16 if tensor.dtype == torch.bfloat16 else None
-        tensor = tensor.view(torch.int16) if kind else tensor  # numpy has no bfloat16
-        writer.add_tensor(key, tensor.numpy(), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def all_merged(content, merges):
+    """Whether each token is a byte, or added, or what a merge makes."""
+    added = {token['content'] for token in content.get('added_tokens', ())}
+    return len(content['model']['vocab'].keys() - added) == 256 + len(merges)

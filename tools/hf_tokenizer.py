@@ -17,10 +17,12 @@ from folio.tokenizer import BYTES, CHARS, GPT2_PATTERN, bpe_spec, read_ranks
 
 GPT2_SHA256 = '8a289cc4df65f7d46e9d68374e5125049bb7211b06c3b803ccebc68506d98fe4'  # see is_gpt2
 GPT2_SPECIAL = {'<|endoftext|>': 50256}
+CL100K = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}NUMBER"
+          r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 EACH_CHARACTER = r'[\s\S]'
 BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True,
               'use_regex': False}  # the step between bytes and GPT-2's visible characters
-INCIDENTAL = {'version', 'truncation', 'padding'}  # which change no ids
+INCIDENTAL = {'version': '1.0', 'truncation': None, 'padding': None}  # which change no ids
 
 
 # --- out -----------------------------------------------------------------------------------------
@@ -33,8 +35,8 @@ def to_json(spec):
     plainly = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
     added = [{'id': i, 'content': text, **plainly, 'special': True}
              for text, i in spec.get('special', {}).items()]
-    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added,
-            'normalizer': None, 'post_processor': None, **parts}
+    return {**INCIDENTAL, 'added_tokens': added, 'normalizer': None, 'post_processor': None,
+            **parts}
 
 
 def char_parts(spec):
@@ -92,18 +94,12 @@ def parts_of(token, ranks):
 
 # --- in ------------------------------------------------------------------------------------------
 
-def from_merges(folder, name, settings):
-    """The tokenizer's dict for a folder's vocab.json and merges.txt, of GPT-2's kind, and the dict
-    in its tokenizer_config.json.
-
-    Whatever exception `tokenizers` raises for files that are not in the format.
-    """
-    tokenizers = import_library('tokenizers', 'to read it')
-    library = tokenizers.ByteLevelBPETokenizer.from_file(
-        str(folder / 'vocab.json'), str(folder / 'merges.txt'),
-        add_prefix_space=settings.get('add_prefix_space', False))
-    known = library.get_vocab()
-    library.add_special_tokens([token for token in GPT2_SPECIAL if token in known])
+def from_merges(folder, name):
+    """The tokenizer's dict for a folder's vocab.json and merges.txt, of GPT-2's kind; whatever
+    exception `tokenizers` raises for files that are not in the format."""
+    library = import_library('tokenizers', 'to read it').ByteLevelBPETokenizer.from_file(
+        str(folder / 'vocab.json'), str(folder / 'merges.txt'))
+    library.add_special_tokens([token for token in GPT2_SPECIAL if token in library.get_vocab()])
     return from_json(json.loads(library.to_str()), name)
 
 
@@ -116,8 +112,7 @@ def from_json(content, name):
     model = content['model']
     if isinstance(model['vocab'], dict):  # a Unigram has a list
         for spec in (char_spec(model), {'kind': 'byte'}):
-            ours = to_json(spec)
-            if all(ours[key] == content.get(key) for key in ours.keys() - INCIDENTAL):
+            if to_json(spec) == content | INCIDENTAL:
                 return spec
         if is_gpt2(content):
             ranks = {bytes(map(BYTES.get, token)): i for token, i in model['vocab'].items()
@@ -136,13 +131,32 @@ def char_spec(model):
 def is_gpt2(content):
     """Whether a tokenizer.json is GPT-2's, as on the hub or as to_json writes it, but for what a
     template adds to a text."""
-    model, before = content['model'], content.get('pre_tokenizer') or {}
-    plain = {'type': 'ByteLevel', 'add_prefix_space': False}.items() <= before.items()
-    if before != cut_by(GPT2_PATTERN) and not (plain and before.get('use_regex', True)):
-        return False
-    merges = [pair if isinstance(pair, str) else ' '.join(pair) for pair in model.get('merges', ())]
+    model = content['model']
     added = [[token['content'], token['id'], token['special']]
              for token in content.get('added_tokens') or ()]
-    facts = json.dumps([sorted(model['vocab'].items()), merges, added, content.get('normalizer'),
-                        model.get('dropout')])
-    return hashlib.sha256(facts.encode()).hexdigest() == GPT2_SHA256
+    facts = json.dumps([sorted(model['vocab'].items()), merges_of(model), added,
+                        content.get('normalizer'), model.get('dropout')])
+    return (name_of_cut(content) == 'gpt-2'
+            and hashlib.sha256(facts.encode()).hexdigest() == GPT2_SHA256)
+
+
+def merges_of(model):
+    """The merges of a model in a tokenizer.json; newer files have them as pairs, not as texts."""
+    return [merge if isinstance(merge, str) else ' '.join(merge)
+            for merge in model.get('merges', ())]
+
+
+def name_of_cut(content):
+    """llama.cpp's name of the way in which a tokenizer.json cuts a text, or None."""
+    known = [({'type': 'ByteLevel', 'add_prefix_space': False}, 'gpt-2'),
+             (cut_by(GPT2_PATTERN), 'gpt-2'),
+             (cut_by(CL100K.replace('NUMBER', '{1,3}')), 'llama-bpe'),
+             (cut_by(CL100K.replace('NUMBER', '')), 'qwen2')]
+    steps = steps_of(content.get('pre_tokenizer') or {})
+    return next((name for before, name in known if steps_of(before) == steps), None)
+
+
+def steps_of(before):
+    """The steps in which a pre-tokenizer cuts a text, without what changes no ids."""
+    return [{'use_regex': True} | step | {'trim_offsets': None}
+            for step in before.get('pretokenizers', [before])]

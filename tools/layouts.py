@@ -13,57 +13,60 @@ import torch
 
 from folio import options
 from folio.cli import UserError
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, check_weights
 
-FORMATS = (torch.float32, torch.bfloat16, torch.float16)  # that weights keep
 BUFFERS = r'\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$'  # constants that old files hold
+NEUTRAL = {'norm_weight': True, 'bias': True, 'tied': False}  # which any model can be written with
 
 
 @dataclass
 class Layout:
-    """An architecture of transformers; theirs are the names in config.json and in the weights."""
+    """An architecture of transformers, in one table for both directions."""
     architecture: str  # the class
-    holds: dict  # the values that our options must have, but for mlp
-    keys: dict  # our options' keys in config.json
-    absent: dict  # what it means where an option's key is missing; of others: None
-    fixed: dict  # values that other keys must have
-    always: dict  # the values that our options take there, in whichever model
-    activation_key: str  # of which their names and our mlp follow; the first is the default
-    activations: dict
-    names: dict  # our modules'; where ours holds several, theirs with spaces between
-    prefix: str = 'model.'  # before all names but the head's
+    options: dict  # the values of our options that all its models have
+    keys: dict  # the keys in config.json of our other options
+    defaults: dict  # what a missing key means; a key of no option must have that value
+    activation_key: str
+    activations: dict  # what it may say, the first if it is missing, and our mlp
+    names: dict  # of our modules; where one is several of theirs, with spaces between
+    blocks: str = 'model.layers'  # what stands, with a number, before the names in a block
 
 
-GPT2 = Layout(
-    architecture='GPT2LMHeadModel',
-    holds={'position': 'learned', 'norm': 'layernorm', 'qk_norm': False, 'token_shift': False},
+NANOGPT = Layout(  # which is described by the model_args of its checkpoints
+    architecture='GPT',
+    options={'position': 'learned', 'norm': 'layernorm', 'norm_weight': True, 'qk_norm': False,
+             'token_shift': False},
+    keys={name: name for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd',
+                                  'bias')},
+    defaults={'bias': True},
+    activation_key='activation_function',
+    activations={'gelu': 'gelu_erf'},
+    names={'wte': 'transformer.wte', 'wpe': 'transformer.wpe', 'norm': 'transformer.ln_f',
+           'lm_head': 'lm_head', 'norm1': 'ln_1', 'norm2': 'ln_2', 'attention.qkv': 'attn.c_attn',
+           'attention.proj': 'attn.c_proj', 'mlp.up': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'},
+    blocks='transformer.h')
+GPT2 = dataclasses.replace(
+    NANOGPT, architecture='GPT2LMHeadModel',
+    options=NANOGPT.options | {'bias': True},
     keys={'vocab_size': 'vocab_size', 'tied': 'tie_word_embeddings', 'block_size': 'n_positions',
           'n_layer': 'n_layer', 'n_head': 'n_head', 'n_embd': 'n_embd', 'n_inner': 'n_inner',
           'norm_eps': 'layer_norm_epsilon'},
-    absent={'tied': True, 'norm_eps': 1e-5},
-    fixed={'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False,
-           'add_cross_attention': False},
-    always={'norm_weight': True, 'bias': True},
-    activation_key='activation_function',
-    activations={'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_erf'},
-    names={'wte': 'wte', 'wpe': 'wpe', 'norm': 'ln_f', 'blocks': 'h', 'norm1': 'ln_1',
-           'norm2': 'ln_2', 'attention.qkv': 'attn.c_attn', 'attention.proj': 'attn.c_proj',
-           'mlp.up': 'mlp.c_fc', 'mlp.proj': 'mlp.c_proj'},
-    prefix='transformer.')
+    defaults={'tie_word_embeddings': True, 'layer_norm_epsilon': 1e-5, 'scale_attn_weights': True,
+              'scale_attn_by_inverse_layer_idx': False, 'add_cross_attention': False},
+    activations={'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu': 'gelu_erf'})
 LLAMA = Layout(
     architecture='LlamaForCausalLM',
-    holds={'position': 'rope', 'norm': 'rmsnorm', 'qk_norm': False, 'token_shift': False},
+    options={'position': 'rope', 'norm': 'rmsnorm', 'norm_weight': True, 'qk_norm': False,
+             'token_shift': False},
     keys={'vocab_size': 'vocab_size', 'tied': 'tie_word_embeddings',
           'block_size': 'max_position_embeddings', 'n_layer': 'num_hidden_layers',
           'n_head': 'num_attention_heads', 'n_kv_head': 'num_key_value_heads',
           'n_embd': 'hidden_size', 'head_size': 'head_dim', 'n_inner': 'intermediate_size',
           'norm_eps': 'rms_norm_eps', 'bias': 'attention_bias'},
-    absent={'tied': False, 'norm_eps': 1e-6, 'bias': False},
-    fixed={},
-    always={'norm_weight': True},
+    defaults={'tie_word_embeddings': False, 'rms_norm_eps': 1e-6, 'attention_bias': False},
     activation_key='hidden_act',
-    activations={'silu': 'swiglu', 'swish': 'swiglu'},
-    names={'wte': 'embed_tokens', 'norm': 'norm', 'blocks': 'layers',
+    activations={'silu': 'swiglu'},
+    names={'wte': 'model.embed_tokens', 'norm': 'model.norm', 'lm_head': 'lm_head',
            'norm1': 'input_layernorm', 'norm2': 'post_attention_layernorm',
            'attention.qkv': 'self_attn.q_proj self_attn.k_proj self_attn.v_proj',
            'attention.q_norm': 'self_attn.q_norm', 'attention.k_norm': 'self_attn.k_norm',
@@ -71,27 +74,17 @@ LLAMA = Layout(
            'mlp.up': 'mlp.gate_proj mlp.up_proj', 'mlp.proj': 'mlp.down_proj'})
 QWEN3 = dataclasses.replace(
     LLAMA, architecture='Qwen3ForCausalLM',
-    holds=LLAMA.holds | {'qk_norm': True, 'bias': False},
-    absent={'tied': False, 'norm_eps': 1e-6, 'bias': False, 'head_size': 128},
-    fixed={'use_sliding_window': False, 'attention_bias': False})
+    options=LLAMA.options | {'qk_norm': True, 'bias': False},
+    defaults=LLAMA.defaults | {'head_dim': 128, 'use_sliding_window': False})
 NANOCHAT = dataclasses.replace(
-    QWEN3, architecture='NanoChatForCausalLM',
-    holds=QWEN3.holds | {'norm_weight': False},
-    fixed={'final_logit_softcapping': None, 'attention_bias': False},
-    always={'tied': False},  # for_nanochat makes the embedding smaller than the head
+    LLAMA, architecture='NanoChatForCausalLM',
+    options=QWEN3.options | {'norm_weight': False, 'tied': False},  # see for_nanochat
+    defaults=LLAMA.defaults | {'final_logit_softcapping': None},
     activations={'relu2': 'relu2'},
     names=LLAMA.names | {'mlp.up': 'mlp.fc1', 'mlp.proj': 'mlp.fc2'})
-NANOGPT = dataclasses.replace(  # which is described by the model_args of its checkpoints
-    GPT2, architecture='GPT',
-    keys={name: name for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd',
-                                  'bias')},
-    absent={'bias': True},
-    fixed={},
-    always={'norm_weight': True},
-    activations={'gelu': 'gelu_erf'})
 LAYOUTS = {'gpt2': GPT2, 'llama': LLAMA, 'qwen3': QWEN3, 'nanochat': NANOCHAT, 'nanogpt': NANOGPT}
 READABLE = ['gpt2', 'llama', 'qwen3', 'nanogpt']
-WRITABLE = ['gpt2', 'llama', 'qwen3', 'nanochat']
+WRITABLE = ['nanochat', 'qwen3', 'llama', 'gpt2']  # no two hold the same shape
 
 
 # --- shapes --------------------------------------------------------------------------------------
@@ -104,38 +97,24 @@ def read_shape(description):
         raise UserError(f'models of the architecture {name} are not read; {", ".join(READABLE)} '
                         'are')
     layout = LAYOUTS[name]
-    check_fixed(layout, description)
-    values = read_keys(layout, description)
-    check_biases(description, values)
-    activation = description.get(layout.activation_key, [*layout.activations][0])
+    description = layout.defaults | description
+    fields = options.fields_of(GPTConfig)
+    values = {option: options.checked(key, description.get(key), fields[option], typed=False)
+              for option, key in layout.keys.items()}
+    for key in layout.defaults.keys() - layout.keys.values():
+        check_value(description, key, [layout.defaults[key]])
+    check_value(description, 'mlp_bias', [values.get('bias')])  # all linear layers or none
+    activation = check_value(description, layout.activation_key, [*layout.activations])
     values |= {'mlp': layout.activations[activation], 'rope_theta': read_theta(description)}
-    return GPTConfig(**layout.holds | layout.always | values).resolved()
+    return GPTConfig(**layout.options | values).resolved()
 
 
-def check_fixed(layout, description):
-    """UserError for a value in a config.json that the layout has no room for."""
-    readable = {key: [value] for key, value in layout.fixed.items()}
-    readable[layout.activation_key] = list(layout.activations)
-    for key, values in readable.items():
-        if description.get(key, values[0]) not in values:
-            raise UserError(f'{key}={description[key]} is not read, only '
-                            f'{", ".join(map(str, values))}')
-
-
-def read_keys(layout, description):
-    """The options of layout.keys, a dict."""
-    fields, values = options.fields_of(GPTConfig), {}
-    for name, key in layout.keys.items():
-        value = description.get(key, layout.absent.get(name))
-        values[name] = options.checked(key, value, fields[name], typed=False)
-    return values
-
-
-def check_biases(description, values):
-    """UserError where only some linear layers have biases."""
-    if description['model_type'] == 'llama' and values['bias'] != bool(description.get('mlp_bias')):
-        raise UserError('attention_bias and mlp_bias differ: either all linear layers have '
-                        'biases, or none')
+def check_value(description, key, values):
+    """The value of a key, or the first of `values` without it; UserError if it is none of them."""
+    value = description.get(key, values[0])
+    if value not in values:
+        raise UserError(f'{key}={value} is not read, only {", ".join(map(str, values))}')
+    return value
 
 
 def read_theta(description):
@@ -151,111 +130,94 @@ def choose_layout(shape):
     """The name of the layout that holds a resolved GPTConfig; UserError with the options in its way
     if none does."""
     wrong = {name: obstacles(name, shape) for name in WRITABLE}
-    name = min(WRITABLE, key=lambda name: ('mlp' in wrong[name], len(wrong[name])))
+    name = min(WRITABLE, key=lambda name: len(wrong[name]))
     if wrong[name]:
-        values = ', '.join(f'{option}={getattr(shape, option)}' for option in wrong[name])
         raise UserError(f'no layout of transformers holds this model; {name}\'s is the nearest, '
-                        f'but {values} stands in the way')
+                        f'but {", ".join(wrong[name])} stands in the way')
     return name
 
 
 def obstacles(name, shape):
-    """The options whose values the layout can't hold, a list of names."""
-    layout = LAYOUTS[name]
-    wrong = {option: getattr(shape, option) != value for option, value in layout.holds.items()}
-    wrong |= {'mlp': shape.mlp not in layout.activations.values(), 'n_layer': shape.n_layer == 0,
-              'n_kv_head': shape.n_kv_head != shape.n_head and 'n_kv_head' not in layout.keys,
-              'head_size': (shape.head_size * shape.n_head != shape.n_embd
-                            and 'head_size' not in layout.keys),
-              'norm_eps': name == 'nanochat' and not shape.norm_eps}  # for_nanochat divides by it
-    return [option for option in wrong if wrong[option]]
+    """The options whose values the layout can't hold, a list of texts such as bias=True."""
+    layout, ours = LAYOUTS[name], vars(shape)
+    derived = {'n_kv_head': shape.n_head, 'head_size': shape.n_embd / shape.n_head}
+    values = derived | {option: ours[option] for option in layout.keys} | layout.options
+    wrong = [option for option, value in values.items()
+             if value not in (ours[option], NEUTRAL.get(option))]
+    if shape.mlp not in layout.activations.values():
+        wrong.append('mlp')
+    if name == 'nanochat' and not shape.norm_eps:  # for_nanochat divides by it
+        wrong.append('norm_eps')
+    return [f'{option}={ours[option]}' for option in wrong]
 
 
 def describe_shape(name, shape):
     """The dict of config.json for a resolved GPTConfig in the layout called `name`."""
     layout = LAYOUTS[name]
     description = {'model_type': name, 'architectures': [layout.architecture],
-                   'pad_token_id': None} | layout.fixed
+                   'pad_token_id': None} | layout.defaults
     description |= {key: getattr(shape, option) for option, key in layout.keys.items()}
     description[layout.activation_key] = next(
         theirs for theirs, ours in layout.activations.items() if ours == shape.mlp)
     if name == 'gpt2':
         description |= dict.fromkeys(('resid_pdrop', 'embd_pdrop', 'attn_pdrop'), 0.0)
-        description['n_ctx'] = shape.block_size  # which llama.cpp's converter asks for
-    else:
-        description |= {
-            'mlp_bias': shape.bias, 'rope_theta': shape.rope_theta,
-            'rope_parameters': {'rope_type': 'default', 'rope_theta': shape.rope_theta}}
-    return description
+        return description | {'n_ctx': shape.block_size}  # which llama.cpp's converter asks for
+    return description | {
+        'mlp_bias': shape.bias, 'rope_theta': shape.rope_theta,
+        'rope_parameters': {'rope_type': 'default', 'rope_theta': shape.rope_theta}}
 
 
 # --- weights -------------------------------------------------------------------------------------
 
 def entries(name, shape):
-    """Each parameter that the layout called `name` holds, in our order: its name, the shapes by
-    name of the tensors of theirs that it holds one above the other, and whether those are
-    transposed."""
+    """For each parameter in the layout called `name`, in our order: our name, the names of theirs
+    that it holds one above the other, their heights, and whether they are transposed."""
+    layout = LAYOUTS[name]
     with torch.device('meta'):
-        model = GPT(dataclasses.replace(shape, **LAYOUTS[name].always))
+        model = GPT(dataclasses.replace(shape, **layout.options))
     heights = model.stacked_matrices()
     for ours, p in model.named_parameters():
-        module, _, kind = ours.rpartition('.')
-        theirs = module_names(LAYOUTS[name], module)
-        rows = heights[f'{module}.weight'] if len(theirs) > 1 else [len(p)]
-        sizes = {f'{part}.{kind}': (n, *p.shape[1:]) for part, n in zip(theirs, rows, strict=True)}
-        yield ours, sizes, name == 'gpt2' and module.startswith('blocks.') and p.dim() == 2
-
-
-def module_names(layout, module):
-    """Their names of one of our modules, such as blocks.3.attention.qkv."""
-    if module == 'lm_head':
-        return ['lm_head']
-    before = layout.prefix
-    if module.startswith('blocks.'):
-        _, number, module = module.split('.', 2)
-        before += f'{layout.names["blocks"]}.{number}.'
-    return [before + name for name in layout.names[module].split()]
+        number, module, kind = re.fullmatch(r'(?:blocks\.(\d+)\.)?(.+)\.(\w+)', ours).groups()
+        block = f'{layout.blocks}.{number}.' if number else ''
+        theirs = [f'{block}{part}.{kind}' for part in layout.names[module].split()]
+        rows = heights[ours.replace('bias', 'weight')] if len(theirs) > 1 else [len(p)]
+        yield ours, theirs, rows, bool(name == 'gpt2' and number and p.dim() == 2)
 
 
 def to_ours(tensors, name, shape):
     """The state_dict of GPT(shape) with copies of their tensors, a dict; UserError for one that is
-    missing, extra or of another shape."""
-    prefix, ours = LAYOUTS[name].prefix, {}
+    missing or extra, ValueError or RuntimeError for one of another shape."""
+    prefix = LAYOUTS[name].blocks.partition('.')[0] + '.'  # which some files leave out
     tensors = {key if key.startswith((prefix, 'lm_head.')) else prefix + key: tensor
                for key, tensor in tensors.items() if not re.search(BUFFERS, key)}
-    for key, sizes, transposed in entries(name, shape):
-        tensor = torch.cat([take_tensor(tensors, *item, transposed) for item in sizes.items()])
-        ours[key] = tensor if tensor.dtype in FORMATS else tensor.float()
+    head = tensors.pop('lm_head.weight', None) if shape.tied else None
+    rows = list(entries(name, shape))
+    known = {part for _, theirs, *_ in rows for part in theirs}
+    if odd := min(known ^ tensors.keys(), default=None):
+        raise UserError(f'the tensor {odd} {"is missing" if odd in known else "has no place"} in a '
+                        f'{name} so described')
+    ours = {}
+    for key, theirs, _, transposed in rows:
+        parts = [tensors.pop(part) for part in theirs]
+        ours[key] = torch.cat([part.T if transposed else part for part in parts])
     if shape.tied:
-        ours['lm_head.weight'] = head = ours['wte.weight']
-        if not torch.equal(tensors.pop('lm_head.weight', head).to(head.dtype), head):
-            raise UserError('the tensor lm_head.weight is not the embedding, though the model is '
-                            'described as tied')
-    if tensors:
-        raise UserError(f'the tensor {min(tensors)} has no place in a {name} so described')
+        ours['lm_head.weight'] = ours['wte.weight']
+    check_weights(ours, shape)
+    if head is not None and not torch.equal(head, ours['wte.weight']):
+        raise UserError('the tensor lm_head.weight is not the embedding, though the model is '
+                        'described as tied')
     return ours
-
-
-def take_tensor(tensors, theirs, size, transposed):
-    """The tensor called `theirs`, taken out of the dict, in the orientation of ours."""
-    size = size[::-1] if transposed else size
-    found = tuple(tensors[theirs].shape) if theirs in tensors else 'missing'
-    if found != size:
-        raise UserError(f'the tensor {theirs} is {found}, and as described it should be {size}')
-    tensor = tensors.pop(theirs)
-    return tensor.T if transposed else tensor
 
 
 def to_theirs(state, name, shape):
     """(tensors, shape): our state_dict as theirs, most of them views of ours, and the GPTConfig
     that it has there."""
     tensors, dtype = {}, state['wte.weight'].dtype
-    for key, sizes, transposed in entries(name, shape):
-        heights = [size[0] for size in sizes.values()]
+    for key, theirs, heights, transposed in entries(name, shape):
         neutral = float(key.endswith('weight'))  # of a norm, or a bias
         ours = state[key] if key in state else torch.full([sum(heights)], neutral, dtype=dtype)
-        for theirs, tensor in zip(sizes, ours.split(heights), strict=True):
-            tensors[theirs] = tensor.T if transposed else tensor
+        parts = [part.T if transposed else part for part in ours.split(heights)]
+        tensors |= zip(theirs, parts, strict=True)
     return tensors, for_nanochat(tensors, shape) if name == 'nanochat' else shape
 
 

@@ -1,6 +1,7 @@
 """How well a model predicts tokens: loss, bits per byte, and how often it is right.
 
-    numbers = summary(measure(model, tokens, machine)[0])
+    windows = windows_over(len(tokens) - 1, context=256, stride=256)
+    numbers = summary(measure(model, tokens, machine, windows)[0])
     numbers['loss'], numbers['accuracy']
 
 Each process takes its share of the windows; the sums over all of them are the same for any number.
@@ -38,27 +39,23 @@ def read_text(path):
         return texts.plain(file.read(), path)
 
 
-# --- windows -------------------------------------------------------------------------------------
-
-def eval_windows(last, context, stride):
-    """(start, length, new) of the windows over `last` predictions: the `new` at the end of each are
-    those that the window before did not make."""
-    end = 0
-    for start in range(0, max(0, last - context) + stride, stride):
-        before, end = end, min(start + context, last)
-        yield start, end - start, end - before
+def windows_over(last, context, stride):
+    """The windows that make `last` predictions, three arrays: where each starts, its length, and
+    how many of its predictions, at its end, the window before did not make."""
+    starts = np.arange(0, max(0, last - context) + stride, stride)
+    ends = np.minimum(starts + context, last)
+    return starts, ends - starts, np.diff(ends, prepend=0)
 
 
-def eval_batches(last, context, stride, vocab_size):
+def batches_of(windows, vocab_size):
     """(starts, length, new) of successive windows that are alike and that one pass takes together;
     starts: an array (B,)."""
-    size, windows = sequences_at_once(context, vocab_size), eval_windows(last, context, stride)
-    for (length, new), alike in itertools.groupby(windows, key=lambda window: window[1:]):
+    triples = zip(*windows, strict=True)
+    for (length, new), alike in itertools.groupby(triples, key=lambda window: window[1:]):
+        size = sequences_at_once(length, vocab_size)
         while batch := list(itertools.islice(alike, size)):
             yield np.array([start for start, _, _ in batch]), length, new
 
-
-# --- numbers -------------------------------------------------------------------------------------
 
 def score(logits, targets):
     """(nats, ranks) on the CPU for logits (N, V) and targets (N,): minus the log-probability of
@@ -73,29 +70,22 @@ def score(logits, targets):
 
 
 @torch.no_grad()
-def measure(model, tokens, machine, limit=None, token_bytes=None, context=None, stride=None,
-            groups=None):
-    """Sums over the first `limit` tokens (None: all), for `summary`: a row for each group, (G, 5).
+def measure(model, tokens, machine, windows, token_bytes=None, groups=None):
+    """Sums over the predictions in windows, which are as in windows_over, by a model in eval mode:
+    a row for each group, (G, 5), for `summary`.
 
-    They are cut into windows of `context` (None: the model's) every `stride` (None: context).
     token_bytes: the length of each id's bytes, (V,). groups: each token's group, (N,); None: 0.
     """
-    context = context or model.config.block_size
-    count = 1 if groups is None else int(groups.max()) + 1
     if groups is None:
         groups = torch.zeros(1, dtype=torch.int64).expand(len(tokens))
-    last = min(len(tokens), limit or len(tokens)) - 1  # so many tokens have one before them
-    sums = torch.zeros(count, 5, dtype=torch.float64)
-    training = model.training
-    model.eval()
-    batches = eval_batches(last, context, stride or context, model.config.vocab_size)
-    with progress_bar(machine.rank == 0, total=last, unit=' tokens', unit_scale=True) as bar:
+    sums = torch.zeros(int(groups.max()) + 1, 5, dtype=torch.float64)
+    batches, total = batches_of(windows, model.config.vocab_size), int(windows[2].sum())
+    with progress_bar(machine.rank == 0, total=total, unit=' tokens', unit_scale=True) as bar:
         for starts, length, new in itertools.islice(batches, machine.rank, None, machine.world):
             scores = measure_windows(model, tokens, machine, starts, length, new, token_bytes)
             places = torch.from_numpy(starts)[:, None] + torch.arange(length + 1)[-new:]
             sums.index_add_(0, groups[places.flatten()], scores)
             bar.update(min(len(scores) * machine.world, bar.total - bar.n))
-    model.train(training)
     return machine.sum(sums)
 
 
@@ -115,12 +105,6 @@ def measure_windows(model, tokens, machine, starts, length, new, token_bytes):
 def summary(sums):
     """The numbers of a row of sums: nats per token and what else is shown; None: unknown."""
     nats, count, n_bytes, right, among_5 = sums.tolist()
-    loss = nats / count
-    return {'loss': loss, 'perplexity': perplexity(loss),
+    return {'loss': nats / count, 'perplexity': (sums[0] / sums[1]).exp().item(),
             'bits_per_byte': nats / math.log(2) / n_bytes if n_bytes > 0 else None,
             'accuracy': right / count, 'top5_accuracy': among_5 / count, 'tokens': int(count)}
-
-
-def perplexity(nats):
-    """e to the nats per token; infinite where a float can't hold it."""
-    return math.inf if nats > 700 else math.exp(nats)

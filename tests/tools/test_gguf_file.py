@@ -13,8 +13,8 @@ from conftest import TEXT
 from folio.cli import UserError
 from folio.tokenizer import Tokenizer, tiktoken_spec, train_bpe
 from model import GPT, GPTConfig
-from tools import convert, gguf_file
-from tools.hf_tokenizer import to_json
+from tools import convert
+from tools.hf_tokenizer import CL100K, to_json
 
 gguf = pytest.importorskip('gguf')
 tokenizers = pytest.importorskip('tokenizers')
@@ -88,8 +88,8 @@ def learned(pattern, ignore_merges):
     return {'kind': 'json', 'name': 'theirs', 'json': library.to_str()}
 
 
-LLAMA3 = gguf_file.CL100K.replace('NUMBER', '{1,3}')
-QWEN2 = gguf_file.CL100K.replace('NUMBER', '')
+LLAMA3 = CL100K.replace('NUMBER', '{1,3}')
+QWEN2 = CL100K.replace('NUMBER', '')
 
 
 @pytest.mark.parametrize('name', SHAPES)
@@ -207,13 +207,13 @@ def test_a_tokenizer_that_llama_cpp_has_not_is_refused_by_name(folder, bpe):
     fewer = model | {'merges': model['merges'][:-1]}  # a token that only a whole word becomes
     for spec, message in [
             ({'kind': 'char', 'chars': 'abc'}, r'\(3 different characters\)'),
-            ({'kind': 'byte'}, r'\(bytes\); --to=hf'), (learned(r'\w+|\W', True), 'theirs cuts'),
-            (changed(bpe, normalizer={'type': 'Lowercase'}), 'theirs cuts'),
-            (changed(bpe, model=fewer), 'theirs cuts'), (None, 'an unknown tokenizer'),
-            (changed(bpe, added_tokens=[]), 'no end of a text, <|endoftext|>'.replace('|', r'\|')),
+            ({'kind': 'byte'}, r'\(bytes\); --to=hf'), (learned(r'\w+|\W', True), 'theirs'),
+            (changed(bpe, normalizer={'type': 'Lowercase'}), 'theirs'),
+            (changed(bpe, model=fewer), 'theirs'), (None, 'no tokenizer, which'),
+            (bpe | {'special': {}}, 'no end of a text, <|endoftext|>'.replace('|', r'\|')),
             (changed(bpe, model={'type': 'Unigram', 'unk_id': 0, 'vocab': [['a', 0.0]]}),
-             'no such tokenizer as theirs, a Unigram'),
-            (bpe | {'pattern': r'\w+|\W'}, 'bpe:300 cuts a text')]:
+             'ids of this tokenizer .theirs'),
+            (bpe | {'pattern': r'\w+|\W'}, r'\(bpe:300\)')]:
         save_ours(spec, **LLAMA)
         with pytest.raises(UserError, match=message):
             export()

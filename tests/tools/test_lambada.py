@@ -1,4 +1,4 @@
-"""LAMBADA against `transformers`; its batches."""
+"""LAMBADA against `transformers`."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import torch
 from folio.machine import Machine
 from folio.tokenizer import Tokenizer
 from model import GPT, GPTConfig
-from tools import lambada
+from tools import lambada, measure
 
 CPU = Machine(torch.device('cpu'))
 
@@ -52,20 +52,9 @@ def test_lambada_agrees_with_transformers_passage_by_passage(tmp_path, monkeypat
         right += bool((logits.argmax(-1) == target).all())
     path = tmp_path / 'some.jsonl'
     path.write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
-    monkeypatch.setattr(lambada, 'sequences_at_once', lambda length, vocab_size: 7)
-    numbers = lambada.lambada(ours, tokenizer, path, None, CPU)
+    monkeypatch.setattr(measure, 'sequences_at_once', lambda length, vocab_size: 7)
+    numbers = lambada.lambada(ours, tokenizer, path, 48, CPU)
     assert 0 < right < len(texts) and 0 < cut < len(texts)
     assert numbers['perplexity'] == pytest.approx(math.exp(nats / len(texts)), rel=1e-4)
     assert numbers['accuracy'] == right / len(texts)
     assert (numbers['passages'], numbers['cut']) == (len(texts), cut)
-
-
-def test_the_batches_of_passages_hold_each_once_and_little_padding(monkeypatch):
-    lengths = np.random.default_rng(1).integers(1, 500, 2000).tolist()
-    passages = [(range(length), i) for i, length in enumerate(lengths)]
-    parts = list(lambada.by_length(passages, 50257))
-    assert sorted(i for part in parts for _, i in part) == list(range(2000))
-    for part in parts:
-        longest = max(len(ids) for ids, _ in part)
-        assert len(part) * longest <= 2 ** 27 / 50257
-        assert sum(len(ids) for ids, _ in part) >= 0.9 * len(part) * longest

@@ -73,9 +73,22 @@ def test_nanochat_s_tensors_are_ours_turned_and_scaled():
 
 def test_what_our_model_does_without_is_written_as_ones_and_zeros():
     shape = resolved(**GPT2 | {'bias': False, 'norm_weight': False})
+    assert layouts.choose_layout(shape) == 'gpt2'
     tensors, _ = layouts.to_theirs(GPT(shape).state_dict(), 'gpt2', shape)
     assert (tensors['transformer.h.1.ln_1.weight'] == 1).all()
     assert (tensors['transformer.h.1.attn.c_attn.bias'] == 0).all()
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'model.layers.2.mlp.x.weight': torch.ones(1)}, r'layers.2.mlp.x.weight has no place'),
+    ({'model.norm.weight': None}, 'model.norm.weight is missing'),
+    ({'lm_head.weight': torch.ones(50, 32)}, 'lm_head.weight is not the embedding')])
+def test_a_tensor_that_is_missing_or_extra_is_named(changes, message):
+    shape = resolved(**LLAMA)
+    tensors = layouts.to_theirs(GPT(shape).state_dict(), 'llama', shape)[0] | changes
+    tensors = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    with pytest.raises(UserError, match=message):
+        layouts.to_ours(tensors, 'llama', shape)
 
 
 def test_the_gate_of_swiglu_comes_before_up():
@@ -118,6 +131,8 @@ def test_gpt2_has_no_room_for_heads_of_another_size():
         layouts.choose_layout(resolved(**GPT2 | {'head_size': 16}))
 
 
-def test_the_nearest_layout_has_the_activation():
-    with pytest.raises(UserError, match="nanochat's is the nearest, but position=learned"):
+def test_the_nearest_layout_has_the_fewest_options_in_its_way():
+    with pytest.raises(UserError, match="gpt2's is the nearest, but mlp=relu2 stands"):
         layouts.choose_layout(resolved(**GPT2 | {'mlp': 'relu2'}))
+    with pytest.raises(UserError, match="nanochat's is the nearest, but bias=True stands"):
+        layouts.choose_layout(resolved(bias=True))
