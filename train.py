@@ -15,6 +15,7 @@ import os
 import signal
 import textwrap
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -143,7 +144,8 @@ def set_up(options, given, machine):
     machine.check_same({
         **vars(run.options), 'device': None, 'out_dir': None,  # these may differ
         **run.data, **vars(run.progress), 'torch': torch.__version__,
-        'tokenizer': run.tokenizer and name_of(run.tokenizer.spec)})
+        'tokenizer': run.tokenizer and f'{name_of(run.tokenizer.spec)}, checksum '
+                                       f'{zlib.crc32(str(run.tokenizer.spec).encode()):08x}'})
     if machine.sharded:
         run.model = shard(run.model, run.optimizers, machine.device)
     return run

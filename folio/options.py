@@ -56,11 +56,11 @@ def parse(cls, argv, bare=None, folder='config'):
     folder: where such files are. UserError for an unknown option, a value of the wrong type or out
     of bounds, a file that can't be run. `--help` prints the options and ends the script.
     """
-    words, fields, given = words_of(cls, argv, bare), fields_of(cls), {}
-    if {('help', 'True'), (bare, '-h')} & set(words):
+    if {'--help', '-h'} & set(argv):
         print(usage(cls))
         raise SystemExit
-    for key, text in words:
+    fields, given = fields_of(cls), {}
+    for key, text in words_of(cls, argv, bare):
         typed = key is not None
         values = {key: text} if typed else run_file(text, fields, folder)
         for name, value in values.items():
@@ -100,7 +100,10 @@ def words_of(cls, argv, bare=None):
         word = words.pop(0)
         key, equals, text = word.removeprefix('--').partition('=')
         if not word.startswith('--'):
-            found.append((None if word.endswith('.py') else bare, word))
+            key = None if word.endswith('.py') else bare
+            if key and key in dict(found):
+                raise UserError(f'{word}: {key} is named twice; a text with blanks needs quotes')
+            found.append((key, word))
         elif equals or key not in valued:
             found.append((key, text if equals else 'True'))
         elif words and not words[0].startswith('--'):

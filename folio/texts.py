@@ -57,13 +57,14 @@ def input_files(patterns):
 
 def files_in(folder):
     """The files of text in a folder and the folders in it, in sorted order, none of them hidden.
-    What is no text is left out, which is said."""
+    What is no text, or a link to a folder, is left out, which is said."""
     names = {path: path.relative_to(folder) for path in sorted(folder.rglob('*'))}
-    visible = [path for path, name in names.items()
-               if path.is_file() and not any(part.startswith('.') for part in name.parts)]
-    left_out = {path: str(names[path]) for path in visible if reason_against(path)}
+    visible = [path for path, name in names.items() if (path.is_file() or path.is_symlink())
+               and not any(part.startswith('.') for part in name.parts)]
+    left_out = {path: str(names[path]) for path in visible
+                if not path.is_file() or reason_against(path)}
     if left_out:
-        print(f'left out of {folder}: {len(left_out)} files that are not read as text '
+        print(f'left out of {folder}: {len(left_out)} files and links that are not read as text '
               f'(--input=FILE says why), such as {", ".join([*left_out.values()][:9])}')
     return [path for path in visible if path not in left_out]
 

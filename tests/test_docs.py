@@ -1,6 +1,7 @@
 """What the docs say of attention and draw of it, from outside the model."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def test_the_maps_are_drawn_and_what_cannot_be_is_one_line(home):
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
 def test_the_memory_that_is_computed_is_that_of_a_step(optimizer):
-    config = train.TrainConfig(16, 30, n_layer=3, n_embd=16, optimizer=optimizer)
+    config = train.TrainConfig(16, 30, n_layer=3, n_embd=16, batch_size=2, optimizer=optimizer)
     network, idx = model.GPT(config), torch.zeros(2, 16, dtype=torch.int64)
     optimizers = make_optimizers(network, config, torch.float32)
     network(idx, idx).backward()
@@ -107,11 +108,12 @@ def test_the_memory_that_is_computed_is_that_of_a_step(optimizer):
         value for each in optimizers for moments in each.state.values()
         for value in moments.values() if value.dim()]
     options = memory.MemoryConfig(devices=2, optimizer=optimizer)
-    numbers, size, plain, once, shared = memory.sizes(config, 2, options)
+    numbers, size, plain, once, shared = memory.sizes(config, options)
     assert numbers == sum(p.numel() for p in parameters)
     assert size == sum(tensor.nbytes for tensor in held)
     assert size < once < plain and shared < once
-    two, four, eight = (memory.sizes(config, micro, options)[2] for micro in (2, 4, 8))
+    two, four, eight = (memory.sizes(dataclasses.replace(config, batch_size=size), options)[2]
+                        for size in (2, 4, 8))
     assert eight - four == pytest.approx(2 * (four - two))
 
 

@@ -1,11 +1,9 @@
 """Several processes do what one does, and survive each other's deaths, failures and signals."""
 
-import multiprocessing
 import os
 import shutil
 import signal
 import socket
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,11 +11,11 @@ import pytest
 import storm
 import torch
 from conftest import ENVIRONMENT, TINY, children
+from ranks import PATIENCE, Ranks, run_together
 from storm import CLOCK, differences
 
-import folio.options
 import train
-from folio import checkpoint, cli
+from folio import checkpoint
 from folio.journal import read_log
 
 pytestmark = pytest.mark.slow
@@ -25,62 +23,11 @@ pytestmark = pytest.mark.slow
 OPTIONS = [*TINY, '--batch_size=8', '--micro_batch_size=1', '--max_steps=40',
            '--eval_interval=10', '--log_interval=5', '--learning_rate=1e-3', '--muon_lr=3e-3']
 AGREEING = ('step', 'tokens', 'lr')
-PATIENCE = 120  # seconds; a machine with other work on it is slow
 
 
 def torchrun(processes, *more):
     """The start of a command for so many processes on one node."""
     return ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}', *more]
-
-
-FORKS = multiprocessing.get_context('forkserver')  # whose processes have torch from their start
-FORKS.set_forkserver_preload(['train', 'torch._dynamo', 'torch.distributed.fsdp',
-                              'torch.distributed.checkpoint.state_dict'])
-
-
-class Ranks:
-    """main(argv) in so many processes, as torchrun starts them, of the scripts in a folder."""
-
-    def __init__(self, folder, processes, *argv, main=train.main):
-        with socket.socket() as free:
-            free.bind(('localhost', 0))
-            port = free.getsockname()[1]
-        self.outputs = [folder / f'{port}.{rank}.txt' for rank in range(processes)]
-        self.processes = []
-        for rank, path in enumerate(self.outputs):
-            path.touch()
-            arguments = main, argv, rank, port, self.outputs
-            self.processes.append(FORKS.Process(target=run_rank, args=arguments))
-            self.processes[-1].start()
-
-    def wait(self):
-        """The exit codes, and what each process printed."""
-        for process in self.processes:
-            process.join(PATIENCE)
-            process.kill()  # one that is too late
-        return ([process.exitcode for process in self.processes],
-                [path.read_text() for path in self.outputs])
-
-
-def run_rank(main, argv, rank, port, outputs):
-    """main(argv) as one process of as many as there are files for their outputs."""
-    world = str(len(outputs))
-    os.environ |= {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': world,
-                   'LOCAL_WORLD_SIZE': world, 'MASTER_ADDR': 'localhost', 'MASTER_PORT': str(port)}
-    torch.set_num_threads(1)
-    folio.options.ROOT = outputs[rank].parent
-    os.chdir(folio.options.ROOT)
-    file = os.open(outputs[rank], os.O_WRONLY)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.argv[1:] = argv
-    cli.run(main)
-
-
-def train_together(folder, processes, *argv, main=train.main):
-    """The same, of processes that have to end well."""
-    codes, outputs = Ranks(folder, processes, *argv, main=main).wait()
-    assert codes == [0] * processes, outputs
 
 
 def finish(*processes):
@@ -114,7 +61,7 @@ def whole(prepared, checkout):
     def run(processes):
         folder = checkout / f'whole{processes}'
         if not folder.exists():
-            train_together(checkout, processes, *OPTIONS, '--resume=True', f'--out_dir={folder}')
+            run_together(checkout, processes, *OPTIONS, '--resume=True', f'--out_dir={folder}')
         return folder
     return run
 
@@ -129,7 +76,7 @@ def test_what_two_processes_saved_goes_on_with_another_number(checkout, whole, p
     folder = checkout / f'on{processes}'
     shutil.copytree(whole(2), folder, ignore=shutil.ignore_patterns('ckpt.pt'))
     assert checkpoint.load(folder / 'ckpt.prev.pt')['step'] == 30
-    train_together(checkout, processes, *OPTIONS, f'--out_dir={folder}', '--resume=True')
+    run_together(checkout, processes, *OPTIONS, f'--out_dir={folder}', '--resume=True')
     assert_same_losses(whole(1), folder)
 
 
@@ -138,7 +85,7 @@ def test_what_two_processes_saved_goes_on_with_another_number(checkout, whole, p
 def test_processes_that_share_a_model_have_the_losses_and_the_checkpoint_of_one(
         checkout, whole):
     folder = checkout / 'shared'
-    train_together(checkout, 2, *OPTIONS, '--shard=True', f'--out_dir={folder}')
+    run_together(checkout, 2, *OPTIONS, '--shard=True', f'--out_dir={folder}')
     assert_same_losses(whole(1), folder)
     for name in ('ckpt.pt', 'best.pt'):
         one, other = (shapes_of(storm.state_of(run / name)) for run in (whole(1), folder))
@@ -165,7 +112,7 @@ def test_what_is_saved_goes_on_bit_for_bit_with_any_number_that_share(
         checkout, whole, ours, theirs):
     source, folder = whole(ours), checkout / f'from{ours}to{theirs}'
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns('ckpt.pt'))
-    train_together(checkout, theirs, '--resume=True', '--shard=True', '--max_steps=300',
+    run_together(checkout, theirs, '--resume=True', '--shard=True', '--max_steps=300',
                    '--batch_size=8', f'--out_dir={folder}', main=only_save)
     saved, loaded = (checkpoint.read(path) for path in (folder / 'ckpt.pt',
                                                         source / 'ckpt.prev.pt'))
@@ -181,8 +128,8 @@ def test_processes_that_share_any_kind_of_model_have_its_losses(
         prepared, checkout, processes, more):  # of 4 some have no row of a matrix of 2
     options = [*OPTIONS, *more, '--max_steps=12', '--eval_interval=5']
     one, all_ = (checkout / f'{name}{processes}' for name in ('kind', 'kind_of_all'))
-    train_together(checkout, 1, *options, f'--out_dir={one}')
-    train_together(checkout, processes, *options, '--shard=True', f'--out_dir={all_}')
+    run_together(checkout, 1, *options, f'--out_dir={one}')
+    run_together(checkout, processes, *options, '--shard=True', f'--out_dir={all_}')
     assert_same_losses(one, all_)
 
 
@@ -309,7 +256,7 @@ def test_an_evaluation_that_a_signal_ends_is_made_later(prepared, checkout):
     state = checkpoint.read(checkout / 'owing' / 'ckpt.pt')
     assert (state['step'], state['evaluated']) == (20, 10)
     for name in ('owing', 'patient'):
-        train_together(checkout, 2, *argv, f'--out_dir={name}', main=evaluate_slowly)
+        run_together(checkout, 2, *argv, f'--out_dir={name}', main=evaluate_slowly)
     one, other = ([record | CLOCK for record in read_log(checkout / name)]
                   for name in ('owing', 'patient'))
     assert one == other
@@ -319,6 +266,6 @@ def test_an_evaluation_that_a_signal_ends_is_made_later(prepared, checkout):
 
 def test_all_processes_take_the_format_that_rank_0_finds_fast(prepared, checkout):
     options = [option for option in TINY if not option.startswith('--dtype')]
-    train_together(checkout, 2, *options, '--max_steps=2', '--out_dir=format')
+    run_together(checkout, 2, *options, '--max_steps=2', '--out_dir=format')
     dtype = checkpoint.load(checkout / 'format')['config']['dtype']
     assert dtype in ('float32', 'bfloat16')  # the processes compare what they train with

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import re
 import shutil
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ import torch
 from conftest import REPOSITORY, TINY
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import Ranks, run_together
 
+import folio.options
 import prepare
 import train
 from folio import checkpoint, cli, machine
@@ -872,13 +876,9 @@ train.main(sys.argv[1:])
     pytest.param([], id='constant'), pytest.param(RAMP, id='ramp', marks=pytest.mark.slow)])
 def test_two_processes_train_what_one_does(prepared, checkout, more):
     argv = [*TINY, '--max_steps=8', '--eval_interval=4', '--log_interval=1', *more]
-    process = prepared('train.py', *argv, '--out_dir=one')
-    assert process.wait(timeout=60) == 0, process.stderr.read()
-    process = prepared('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-                       'train.py', *argv, '--out_dir=two', '--micro_batch_size=1')
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert out.count('best validation loss') == 1 and 'Warning' not in err.replace('OMP', '')
+    run_together(checkout, 1, *argv, '--out_dir=one')
+    out = run_together(checkout, 2, *argv, '--out_dir=two', '--micro_batch_size=1')
+    assert out.count('best validation loss') == 1 and 'Warning' not in out
     assert (checkout / 'two/loss.png').read_bytes().startswith(b'\x89PNG')
     one, two = weights(checkout / 'one'), weights(checkout / 'two')
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
@@ -922,22 +922,22 @@ def test_an_interrupt_while_torch_is_loaded_is_quiet(prepared, script):
     assert process.returncode == -signal.SIGINT and 'Traceback' not in err, err[-2000:]
 
 
+def watch_rates(argv):
+    """train.py, which writes down its rates, and whose process 1 has a faster clock."""
+    rank, step = int(os.environ['RANK']), train.train_step
+    clock = itertools.count(0, 0.01 * (1 + rank))  # each look is a hundredth later, or two
+
+    def watched(runner, optimizers, *rest):
+        with open(f'rates.{rank}', 'a') as file:
+            print([g['lr'] for o in optimizers for g in o.param_groups], file=file)
+        return step(runner, optimizers, *rest)
+    train.train_step, train.time.perf_counter = watched, lambda: next(clock)
+    train.main(argv)
+
+
 def test_two_processes_keep_the_same_rates_by_the_clock(prepared, checkout):
-    (checkout / 'watched.py').write_text('''
-import os, sys, itertools, torch, train
-original, clock = train.train_step, itertools.count(0, 0.01 * (1 + int(os.environ['RANK'])))
-def watched(runner, optimizers, *rest):
-    with open(f'rates.{os.environ["RANK"]}', 'a') as file:
-        print([g['lr'] for o in optimizers for g in o.param_groups], file=file)
-    return original(runner, optimizers, *rest)
-train.train_step = watched
-train.time.perf_counter = lambda: next(clock)  # each look is a hundredth later, or two
-train.main(sys.argv[1:])
-''')
-    process = prepared(*TWO, 'watched.py', *TINY, '--max_seconds=1', '--eval_interval=3',
-                       '--log_interval=1', '--out_dir=clock')
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    run_together(checkout, 2, *TINY, '--max_seconds=1', '--eval_interval=3', '--log_interval=1',
+                 '--out_dir=clock', main=watch_rates)
     rates = [(checkout / f'rates.{rank}').read_text().splitlines() for rank in (0, 1)]
     assert rates[0] == rates[1] and len(rates[0]) > 6
 
@@ -955,34 +955,39 @@ def test_a_signal_to_torchrun_saves_in_all_processes_alike(prepared, checkout):
 
 def test_what_rank_0_cannot_write_ends_both_with_one_line(prepared, checkout):
     (checkout / 'file').write_text('')
-    process = prepared(*TWO, 'train.py', *TINY, '--max_steps=2', '--out_dir=file/run')
-    out, err = process.communicate(timeout=120)
-    assert process.returncode != 0 and err.count('error: ') == 1 and 'file/run' in err
-    assert 'Connection closed' not in err
+    codes, outputs = Ranks(checkout, 2, *TINY, '--max_steps=2', '--out_dir=file/run').wait()
+    said = ''.join(outputs)
+    assert codes == [1, 1] and said.count('error: ') == 1 and 'file/run' in said
+    assert 'Connection closed' not in said
+
+
+def lack_data(argv):
+    """train.py, whose process 1 has no data."""
+    if os.environ['RANK'] == '1':
+        folio.options.ROOT = Path('/nowhere')
+    train.main(argv)
+
+
+def have_another_rate(argv):
+    """train.py, whose process 1 has an option of its own."""
+    train.main(argv + ['--learning_rate=0.5'] * int(os.environ['RANK']))
 
 
 def test_what_one_process_lacks_is_said_by_it_and_what_differs_by_name(prepared, checkout):
-    (checkout / 'differs.py').write_text('''
-import os, pathlib, sys, train, folio.options
-if os.environ['RANK'] == '1' and sys.argv[1] == 'data':
-    folio.options.ROOT = pathlib.Path('/nowhere')
-if os.environ['RANK'] == '1' and sys.argv[1] == 'rate':
-    sys.argv.append('--learning_rate=0.5')
-sys.argv.pop(1)
-train.cli.run(train.main)
-''')
-    for what, message in (('data', f'error: rank 1 ({platform.node()}): no data set or recipe is '),
-                          ('rate', 'differ: learning_rate=0.004 and 0.5')):
-        process = prepared(*TWO, 'differs.py', what, *TINY, '--max_steps=1', '--out_dir=differs')
-        out, err = process.communicate(timeout=120)
-        assert process.returncode != 0 and err.count('error: ') == 1 and message in err, err
+    for main, message in (
+            (lack_data, f'error: rank 1 ({platform.node()}): no data set or recipe is '),
+            (have_another_rate, 'differ: learning_rate=0.004 and 0.5')):
+        codes, outputs = Ranks(checkout, 2, *TINY, '--max_steps=1', '--out_dir=differs',
+                               main=main).wait()
+        said = ''.join(outputs)
+        assert codes == [1, 1] and said.count('error: ') == 1 and message in said, said
     assert not (checkout / 'differs').exists()
 
 
-def test_an_error_of_all_processes_is_printed_once(prepared):
-    process = prepared(*TWO, 'train.py', *TINY, '--batch_size=3')
-    out, err = process.communicate(timeout=120)
-    assert process.returncode != 0 and err.count('error: batch_size=3 is not divisible by 2') == 1
+def test_an_error_of_all_processes_is_printed_once(prepared, checkout):
+    codes, outputs = Ranks(checkout, 2, *TINY, '--batch_size=3').wait()
+    assert codes == [1, 1]
+    assert ''.join(outputs).count('error: batch_size=3 is not divisible by 2') == 1
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(prepared, checkout):

@@ -53,7 +53,9 @@ def test_a_value_gets_the_type_of_its_option(argument, name, value):
     assert type(getattr(options, name)) is type(value)
 
 
-def test_a_text_in_a_file_is_one_item(tmp_path):
+def test_a_second_bare_word_is_an_error_and_a_text_in_a_file_is_one_item(tmp_path):
+    with pytest.raises(UserError, match='b: made is named twice'):
+        parse(Options, ['a', 'b'], bare='made')
     (tmp_path / 'a.py').write_text("input = 'Poems, 1820.txt'")
     assert parse(Options, [str(tmp_path / 'a.py')])[0].input == ['Poems, 1820.txt']
 
@@ -62,6 +64,12 @@ def test_a_text_in_a_file_is_one_item(tmp_path):
 def test_an_option_without_its_dashes_is_named(word):
     with pytest.raises(UserError, match='did you mean --count?'):
         parse(Options, [word])
+
+
+def test_help_is_shown_after_an_option_without_a_value(capsys):
+    with pytest.raises(SystemExit):
+        parse(Options, ['--path', '--help'])
+    assert '--count' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('argument, message', [

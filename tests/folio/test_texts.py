@@ -79,8 +79,8 @@ def test_what_is_no_text_is_left_out_of_a_folder_and_counted(home, capsys):
         (home / 'notes' / name).write_bytes(content)
     assert contents(texts.input_files(['notes'])) == ['A', 'E']
     said = capsys.readouterr().out
-    assert said == ('left out of notes: 5 files that are not read as text (--input=FILE says '
-                    'why), such as b.PNG, c.png, d.docx, f, package.json\n')
+    assert said == ('left out of notes: 5 files and links that are not read as text (--input=FILE '
+                    'says why), such as b.PNG, c.png, d.docx, f, package.json\n')
     with pytest.raises(UserError, match='b.PNG is no plain text'):
         contents(texts.input_files(['notes/*']))
 

@@ -223,7 +223,7 @@ def test_a_nanogpt_with_gpt2_s_vocabulary_has_gpt2_s_tokens(home, size):
     ({'n_layer': 3}, 'h.2.attn.c_attn.bias is missing'),
     ({'n_layer': 1}, 'h.1.attn.c_attn.bias has no place'), ({'n_head': 5}, 'n_embd=32 is not div'),
     ({'n_embd': 16, 'n_head': 4}, r'ckpt.pt can.* has the shape .*\[32\]\), not .*\[16\]\)'),
-    ({'bias': False}, 'bias has no place'), ({'vocab_size': None}, 'vocab_size must be'),
+    ({'bias': False}, 'bias has no place'), ({'vocab_size': None}, 'vocab_size is None'),
     ({'block_size': 'long'}, "block_size must be a whole number.*, not 'long'")])
 def test_a_nanogpt_whose_description_and_weights_disagree_is_one_line(home, changes, message):
     save_nanogpt(home / 'nano')

@@ -4,12 +4,11 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ENVIRONMENT, TEXT, TINY
+from conftest import TEXT, TINY
+from ranks import run_together
 
 import folio.options
 import prepare
@@ -189,12 +188,8 @@ def test_two_processes_measure_what_one_does(checkout, tmp_path, monkeypatch, ca
         capsys.readouterr()
         evaluate.main(argv)
         one = json.loads(capsys.readouterr().out)
-        process = subprocess.run(
-            [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-             'tools/evaluate.py', *argv], capture_output=True, text=True, env=ENVIRONMENT,
-            timeout=120)
-        assert process.returncode == 0, process.stderr
-        two = json.loads(process.stdout)
+        said = run_together(checkout, 2, *argv, main=evaluate.main)
+        two = json.loads(next(line for line in said.splitlines() if line.startswith('{')))
         assert two == pytest.approx(one | {'seconds': two['seconds']})
 
 
