@@ -463,17 +463,22 @@ def validate(model, tokens, machine, limit=None, token_bytes=None, signals=None)
             break
         number = first + machine.rank
         starts, length = batches[number % len(batches)]
-        windows = torch.from_numpy(tokens.windows(starts, length + 1))
-        x, y = windows[:, :-1].to(machine.device), windows[:, 1:].flatten()
-        with machine.autocast():
-            logits = model.forward(x).flatten(0, 1).float()  # by the uncompiled model
-        nats = F.cross_entropy(logits, y.to(machine.device), reduction='none')
+        nats, y = losses(model, tokens.windows(starts, length + 1), machine)
         n_bytes = 0 if token_bytes is None else token_bytes[y].sum()
         if number < len(batches):  # the last ones may only keep the others company
             sums += torch.tensor([nats.cpu().double().sum(), n_bytes])
     model.train()
     nats, n_bytes = machine.sum(sums).tolist()
     return nats / predicted, nats / math.log(2) / n_bytes if n_bytes > 0 else None
+
+
+def losses(model, windows, machine):
+    """(nats, ids), (N,) both, of what is predicted in the windows, an array (B, T + 1)."""
+    windows = torch.from_numpy(windows)
+    x, y = windows[:, :-1].to(machine.device), windows[:, 1:].flatten()
+    with machine.autocast():
+        logits = model.forward(x).flatten(0, 1).float()  # by the uncompiled model
+    return F.cross_entropy(logits, y.to(machine.device), reduction='none'), y
 
 
 def sequences_at_once(length, vocab_size):

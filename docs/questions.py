@@ -30,7 +30,7 @@ from folio.journal import read_log
 from folio.machine import Machine
 from folio.options import parse
 from prepare import open_corpus
-from tools.measure import measure, summary
+from tools.measure import measure, summary, windows_over
 
 BASE = ['config/ladder/4_blocks.py', '--n_embd=64', '--block_size=64']
 DATASET = 'shakespeare_char'
@@ -178,7 +178,8 @@ def one_run(seed, steps, more):
         val = open_corpus(DATASET)[1]
     count, context = min(len(val), 2000), network.config.block_size
     later = (torch.arange(count) > context).long()  # 1 for each token that ends a window
-    sums = measure(network, val, Machine(torch.device('cpu')), count, None, context, 1, later)
+    windows = windows_over(count - 1, context, stride=1)
+    sums = measure(network, val, Machine(torch.device('cpu')), windows, groups=later)
     size = sum(p.numel() for p in network.parameters())
     speed = statistics.median(record['tokens_per_second'] for record in records)
     return size, records[-1]['val_loss'], summary(sums[1])['loss'], speed
