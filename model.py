@@ -313,10 +313,17 @@ def cross_entropy(x, weight, targets, most=2 ** 24):
     rows, count = max(1, most // len(weight)), (targets >= 0).sum().clamp(min=1)
     if len(x) <= rows or torch.compiler.is_compiling():  # which holds few by itself
         return total_loss(x, weight, targets) / count
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not in_float16(x.device.type):
         return LossByParts.apply(x, weight, targets, rows) / count
     parts = zip(x.split(rows), targets.split(rows), strict=True)
-    return sum(total_loss(part, weight, ids) for part, ids in parts) / count
+    return sum(checkpoint(total_loss, part, weight, ids, use_reentrant=False)
+               for part, ids in parts) / count
+
+
+def in_float16(kind):
+    """Whether autocast computes products in float16 on this kind of device: its gradients vanish
+    unless the loss is scaled before the backward pass."""
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
 
 
 def total_loss(x, weight, targets):
@@ -342,8 +349,9 @@ class LossByParts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight = ctx.inputs
-        return x.grad.mul_(grad), weight.grad.mul_(grad), None, None
+        (x, weight), ctx.inputs = ctx.inputs, None  # a second time fails: the gradients are scaled
+        gradients, x.grad, weight.grad = (x.grad, weight.grad), None, None
+        return *(each.mul_(grad) for each in gradients), None, None
 
 
 class GPT(nn.Module):

@@ -354,6 +354,13 @@ def in_order(workers, work, items):
             yield running.popleft().result()
 
 
+def described(options):
+    """The options, a dict in which paths below the scripts' folder are relative to it, so that it
+    may move."""
+    root = f'{folio.options.ROOT}{os.sep}'
+    return vars(options) | {'input': [str(path).removeprefix(root) for path in options.input]}
+
+
 def describe_tokens(source, tokenizer, counts):
     """What meta.json says, a dict; UserError if a split has no tokens."""
     tokens = {split: counts[split] for split in SPLITS}
@@ -363,7 +370,7 @@ def describe_tokens(source, tokenizer, counts):
     return {'tokenizer': tokenizer.spec, 'vocab_size': tokenizer.vocab_size,
             'dtype': dtype_of(tokenizer).name, 'tokens': tokens,
             'documents': source.documents_read, 'characters': counts['characters'],
-            'bytes': counts['bytes'], 'recipe': vars(source.options)}
+            'bytes': counts['bytes'], 'recipe': described(source.options)}
 
 
 def report(folder, meta, source):
@@ -451,7 +458,7 @@ def open_corpus(name, spec=None):
         prepare_missing(folder, recipe, ', '.join(sorted(recipes)), spec)
     meta = read_meta(folder)
     made_with = meta.get('recipe') or {}
-    wanted = vars(read_options([str(recipe)])) if recipe else made_with
+    wanted = described(read_options([str(recipe)])) if recipe else made_with
     if wanted | made_with != wanted:
         print(f'warning: {short(folder)} was made with other options than are in the recipe now; '
               f'to make it anew: {command("prepare.py", short(recipe))}')

@@ -10,6 +10,7 @@ from folio import cli  # first of all, for then an interrupt while torch is load
 # isort: split
 import contextlib
 import dataclasses
+import inspect
 import math
 import os
 import signal
@@ -119,7 +120,7 @@ class Run:
 def main(argv):
     """Train what the options in argv say; returns the exit code."""
     if hasattr(signal, 'SIGUSR1'):  # which asks to save; until there is a run, it does nothing
-        signal.signal(signal.SIGUSR1, lambda number, frame: None)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with open_machine(TrainConfig) as machine, contextlib.ExitStack() as until_the_end:
         options, given = machine.together(folio.options.parse, TrainConfig, argv)
         machine.on_rank_0(until_the_end.enter_context, cli.locked(folder_of(options)))
@@ -193,6 +194,7 @@ def make_run(options, state, machine):
     train_data, val_data = (split.fingerprint() for split in tokens)
     run = Run(options, machine, folder_of(options), model, optimizers, scaler, tokenizer, *tokens,
               {'train': train_data, 'val': val_data}, checkpoint.Writer(keeps=machine.rank == 0))
+    checkpoint.versions()  # as they are now
     if 'optimizers' in state:
         restore(run, state)
     return run
@@ -537,7 +539,8 @@ def end_with_last_good(run, what):
     run.journal.log(run.records)
     run.writer.wait()
     run.machine.maximum(0)  # all end together, or torchrun kills one
-    raise UserError(f'{what}; the last good checkpoint: {run.folder / "ckpt.pt"}')
+    path = run.folder / 'ckpt.pt'
+    raise UserError(f'{what}; the last good checkpoint: {path if path.exists() else "none"}')
 
 
 # --- the run -------------------------------------------------------------------------------------
@@ -608,7 +611,11 @@ def distribute(model, machine):
         print('compiling: about half a minute on a CPU, a few seconds if it was done before')
         for module in model.blocks if machine.sharded else [model]:
             module.compile()
-    return model if machine.world == 1 or machine.sharded else DistributedDataParallel(model)
+    if machine.world == 1 or machine.sharded:
+        return model
+    known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 renamed the option
+    name = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
+    return DistributedDataParallel(model, **{name: False})  # RoPE's table is the same everywhere
 
 
 def agree(run):

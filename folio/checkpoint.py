@@ -32,7 +32,8 @@ RESUMABLE = ('ckpt.pt', 'ckpt.prev.pt')
 RUN_FILES = (*RESUMABLE, 'best.pt', 'log.jsonl')  # one of which makes a folder a run's
 OTHER_FILES = ('samples.txt', 'loss.png', 'tokenizer.json')
 NEEDED = {'model', 'config', 'tokenizer'}
-KINDS = {'model': dict, 'config': dict, 'tokenizer': dict | None, 'optimizers': list,
+KINDS = {'step': int, 'sequences': int, 'seconds': int | float, 'evaluated': int,
+         'model': dict, 'config': dict, 'tokenizer': dict | None, 'optimizers': list,
          'scaler': dict | None, 'best_loss': float, 'tracker': str | None, 'data': dict | None,
          'versions': dict}
 COUNTS = ('step', 'sequences', 'seconds', 'evaluated')
@@ -180,7 +181,7 @@ def unpickle(path):
     try:  # Windows would not replace a file that is mapped
         return torch.load(path, map_location='cpu', weights_only=True, mmap=os.name != 'nt')
     except pickle.UnpicklingError:
-        raise ValueError('it holds pickled code, which is not run') from None
+        raise ValueError('it holds pickled code, which is not run, or is damaged') from None
 
 
 @contextlib.contextmanager
@@ -220,7 +221,7 @@ def start_from(options, given, folder, shape):
     state = load(source)
     fixed = [name for name in shape if name != 'block_size']
     options = inherit(options, given, state['config'], fixed, shape)
-    largest = state['config'].get('block_size', 0)
+    largest = state['config'].get('block_size') or 0
     if options.block_size > largest:
         raise UserError(f'block_size={options.block_size} is above the checkpoint\'s {largest}')
     return options, {name: state[name] for name in NEEDED}
@@ -258,8 +259,8 @@ def check_vocabulary(dataset, meta, spec, vocab_size):
 # --- the folder of a run -------------------------------------------------------------------------
 
 def move_old_run(folder):
-    """Move the run in the folder, if there is one, to out/NAME.1, .2, ..., and say so; all else
-    stays. Of a mount, or of where the user is, that is a folder in it."""
+    """Rename the folder, if there is a run in it, to out/NAME.1, .2, ..., and say so. Of one with
+    other things in it, a mount, or where the user is, the run's files move, its checkpoint last."""
     if not any((folder / name).exists() for name in RUN_FILES):
         return
     folder = folder.resolve()  # not a link, but what it leads to
@@ -267,8 +268,11 @@ def move_old_run(folder):
     name = folder / folder.name if inside else folder
     numbered = (Path(f'{name}.{number}') for number in itertools.count(1))
     moved = next(path for path in numbered if not path.exists())
-    moved.mkdir()
-    for name in (*RUN_FILES, *OTHER_FILES):
-        with contextlib.suppress(FileNotFoundError):
-            (folder / name).rename(moved / name)
+    if not inside and {path.name for path in folder.iterdir()} <= {*RUN_FILES, *OTHER_FILES}:
+        folder.rename(moved)
+    else:
+        moved.mkdir()
+        for name in (*OTHER_FILES, *reversed(RUN_FILES)):
+            with contextlib.suppress(FileNotFoundError):
+                (folder / name).rename(moved / name)
     print(f'the run that was in {short(folder)} is now {short(moved)}')

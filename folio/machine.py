@@ -41,6 +41,8 @@ class Machine:
             print('shard=True: there is a single process, which has all; torchrun starts several')
         self.sharded = shard and self.world > 1
         self.device = self.together(choose_device, options.device)
+        if self.sharded and self.device.type not in ('cpu', 'cuda'):
+            raise UserError(f'shard=True works on cpu and cuda, not on {self.device}')
         asked = self.rank == 0 and self.device.type == 'cpu' and options.dtype != 'float32'
         fastest = self.gather(fastest_format(rows, size) if asked else None)[0]
         self.dtype = self.together(choose_dtype, options.dtype, self.device, fastest,
@@ -271,12 +273,12 @@ class Signals:
 @contextlib.contextmanager
 def catch_signals():
     """Signals, which hears SIGINT, SIGTERM, SIGHUP and SIGUSR1 until the end of the `with`. A
-    second SIGINT interrupts at once. What is ignored, as SIGHUP is by nohup, stays so."""
+    second SIGINT interrupts at once. SIGHUP stays ignored if it is, as by nohup."""
     signals, names = Signals(), ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # not on Windows
     before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
-        if handler != signal.SIG_IGN:
+        if handler != signal.SIG_IGN or number != getattr(signal, 'SIGHUP', None):
             signal.signal(number, signals.handle)
     try:
         yield signals

@@ -56,7 +56,7 @@ def parse(cls, argv, bare=None, folder='config'):
     folder: where such files are. UserError for an unknown option, a value of the wrong type or out
     of bounds, a file that can't be run. `--help` prints the options and ends the script.
     """
-    if {'--help', '-h'} & set(argv):
+    if '--help' in argv or (bare, '-h') in words_of(cls, argv, bare):
         print(usage(cls))
         raise SystemExit
     fields, given = fields_of(cls), {}

@@ -97,6 +97,9 @@ def documents(paths, field, crlf, counts):
     for path in paths:
         if reason := reason_against(path):
             raise UserError(f'{path} {reason}')
+        if path.stat().st_size == 0:
+            counts[path, EMPTY] = 1
+            continue
         reader = READERS.get(kind_of(path)[0])
         if reader is None:
             yield functools.partial(read_plain, path, crlf, counts)
@@ -132,9 +135,13 @@ def check_libraries(names):
 def readable(path):
     """The file, decompressed, open for reading bytes; whatever goes wrong with one that is cut or
     broken is a UserError."""
-    module = import_library(OPENERS[kind_of(path)[1]], path)
+    compression = kind_of(path)[1]
+    module = import_library(OPENERS[compression], path)
+    more = {}
+    if compression == '.zst':  # zstd --long has wide windows
+        more = {'level_or_option': {module.DParameter.windowLogMax: 31}}
     try:
-        with module.open(path, 'rb') as file:
+        with module.open(path, 'rb', **more) as file:
             yield file
     except UserError:
         raise
@@ -174,7 +181,8 @@ def read_json_lines(path, field):
 def text_in(line, field, where):
     """The text in `field` of a JSON object, '' for null; UserError without one."""
     try:
-        text = json.loads(line)[field] or ''
+        text = json.loads(line)[field]
+        text = '' if text is None else text
         # JSON may hold half a surrogate pair, which UTF-8 can't: it becomes U+FFFD
         return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     except Exception:  # it is no JSON, no object, or has no such text

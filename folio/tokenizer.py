@@ -17,6 +17,7 @@ So a checkpoint needs nothing but itself to be sampled. For example:
 """
 
 import base64
+import codecs
 import json
 import re
 
@@ -90,14 +91,16 @@ class Tokenizer:
         """A function from one id after another to the text that is complete with it, maybe ''.
         past: the ids before them, such as a prompt's; SentencePiece drops the space before the
         first word of a text, but not of its continuation."""
+        if self.kind != 'json':
+            decoder = codecs.getincrementaldecoder('utf-8')('replace')
+            return lambda i: decoder.decode(self.token_bytes[i])
         before, held = list(past), []  # ids whose text has been given, and those whose text has not
 
         def add(i):
             nonlocal before, held
             held.append(i)
             known, text = self.decode(before), self.decode(before + held)
-            half = text.endswith('\ufffd') and self.kind != 'char'  # of a character
-            if half or len(text) <= len(known):
+            if text.endswith('\ufffd') or len(text) <= len(known):  # half of a character
                 return ''
             before, held = held, []
             return text[len(known):]

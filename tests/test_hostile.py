@@ -490,6 +490,12 @@ def test_a_tokenizer_with_more_ids_than_its_model_is_one_line(house, state):
     assert 'is damaged' in refused(evaluate.main, ['--out_dir=case.pt', '--file=tiny.txt'])
 
 
+def test_a_version_that_is_no_text_is_not_said(house, state, capsys):
+    torch.save(state | {'versions': {'git': torch.zeros(3), 'python': 'P'}}, house / 'case.pt')
+    evaluate.main(['--out_dir=case.pt', '--device=cpu', '--eval_tokens=40'])
+    assert 'trained with python P\n' in capsys.readouterr().out
+
+
 def test_an_option_of_the_run_that_is_none_is_one_line(house, state):
     for changes in ({'dtype': 'x'}, {'dtype': 5}, {'dataset': 5}, {'dataset': ['tiny']}):
         torch.save(state | {'config': state['config'] | changes}, house / 'case.pt')

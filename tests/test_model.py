@@ -250,6 +250,14 @@ def test_the_loss_in_parts_is_the_loss_with_its_gradients(most):
         assert torch.allclose(cross_entropy(x, weight, targets, most), results[1][0], atol=1e-6)
 
 
+def test_the_loss_in_parts_has_its_gradients_once():
+    x, weight = torch.randn(8, 6, requires_grad=True), torch.randn(50, 6, requires_grad=True)
+    loss = cross_entropy(x, weight, torch.arange(8), 100)
+    loss.backward(retain_graph=True)
+    with pytest.raises(TypeError):
+        loss.backward()
+
+
 def test_recomputing_changes_nothing(dropout=0.2):
     gradients = []
     for recompute in (False, True):

@@ -363,7 +363,7 @@ def test_meta_counts_documents_characters_bytes_and_tokens(home):
     meta, train, val = read(home / 'data' / 'some')
     whole = ''.join((home / f'{i}.txt').read_text() for i in range(4))
     with_tiny = len(whole) + len(TEXT)
-    assert (meta['documents'], meta['characters'], meta['bytes']) == (5, with_tiny, with_tiny + 1)
+    assert (meta['documents'], meta['characters'], meta['bytes']) == (4, with_tiny, with_tiny + 1)
     assert meta['tokens'] == {'train': len(train.encode()), 'val': len(val.encode())}
     assert sum(meta['tokens'].values()) == meta['bytes'] + 1  # a newline after 'two'
 
@@ -447,6 +447,11 @@ def test_forty_megabytes_without_a_space_take_less_than_300_mb(checkout, tokeniz
         [sys.executable, '-c', code, '--input=long.txt', '--name=long', f'--tokenizer={tokenizer}'],
         cwd=checkout, check=True, capture_output=True, text=True).stdout
     assert int(printed.split()[-1]) < 300_000  # kB
+
+
+def test_the_paths_of_a_recipe_are_kept_relative_to_the_scripts(home):
+    (home / 'data' / 'other.py').write_text("input = 'tiny.txt'\n")
+    assert open_corpus('other')[2]['recipe']['input'] == ['tiny.txt']
 
 
 def test_ids_take_two_bytes_where_the_vocabulary_allows_it():

@@ -115,10 +115,13 @@ def read_nanogpt(path, meta):
     beside = path.parent.parent / 'data' / dataset / 'meta.pkl'
     if meta or beside.exists():
         return shape, weights, read_characters(folio.options.find(meta or beside))
-    if shape.vocab_size in (50257, 50304):  # GPT-2's, as it is or padded
-        return shape, weights, tiktoken_spec('gpt2')
-    print(f'there is no {beside}, and {shape.vocab_size} ids are not those of GPT-2: the model '
-          'comes without a tokenizer (--meta=PATH names a meta.pkl)')
+    try:
+        if shape.vocab_size in (50257, 50304):  # GPT-2's, as it is or padded
+            return shape, weights, tiktoken_spec('gpt2')
+        reason = f'there is no {beside}, and {shape.vocab_size} ids are not those of GPT-2'
+    except UserError as error:  # without a network
+        reason = error
+    print(f'the model comes without a tokenizer (--meta=PATH names a meta.pkl): {reason}')
     return shape, weights, None
 
 

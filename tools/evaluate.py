@@ -122,7 +122,8 @@ def print_checkpoint(options, state, model, machine):
     parameters = sum(p.numel() for p in model.parameters())
     print(f'{options.out_dir} (step {state.get("step", 0):,}), {parameters:,} parameters; '
           f'{machine}')
-    versions = [f'{name} {value}' for name, value in state.get('versions', {}).items()]
+    versions = [f'{name} {value}' for name, value in state.get('versions', {}).items()
+                if isinstance(value, str)]
     print('trained with', ', '.join(versions) or 'unknown versions', flush=True)
 
 

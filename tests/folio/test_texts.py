@@ -163,6 +163,16 @@ def test_zst_is_read_in_frames_and_by_lines(tmp_path):
     halves = [b''.join(lines[:150])[:-9], b''.join(lines[:150])[-9:] + b''.join(lines[150:])]
     path.write_bytes(b''.join(map(pyzstd.compress, halves)))
     assert contents([path]) == [f'{i} ' * 99 for i in range(300)]
+    wide = {pyzstd.CParameter.windowLog: 28}
+    path.write_bytes(pyzstd.compress(lines[0] * 9, wide))
+    assert len(contents([path])) == 9
+
+
+def test_an_empty_file_is_no_document(tmp_path):
+    (tmp_path / '_SUCCESS').write_bytes(b'')
+    counts = {}
+    assert list(texts.documents([tmp_path / '_SUCCESS'], 'text', False, counts)) == []
+    assert counts == {(tmp_path / '_SUCCESS', texts.EMPTY): 1}
 
 
 def test_parquet_is_read_compressed_or_not(tmp_path):
