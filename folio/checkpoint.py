@@ -230,16 +230,16 @@ def start_from(options, given, folder, shape):
 def inherit(options, given, saved, fixed, names):
     """The options, with a checkpoint's (the dict `saved`) for those of `names` that were not given.
     UserError names each one in `fixed` that was given and contradicts."""
+    saved = {field.name: checked(f'the {field.name} of the checkpoint', saved[field.name], field,
+                                 typed=False)
+             for field in dataclasses.fields(options)
+             if field.name in names and field.name in saved}
     wrong = [f'{name}={given[name]} (there it is {saved.get(name)})' for name in fixed
              if given.get(name) not in (None, saved.get(name))]
     if wrong:
         raise UserError(f'the checkpoint contradicts {", ".join(wrong)}')
-    taken = {name: saved[name] for name in names
-             if name in saved and (name in fixed or name not in given)}
-    fields = {field.name: field for field in dataclasses.fields(options)}
-    return dataclasses.replace(options, **{
-        name: checked(f'the {name} of the checkpoint', value, fields[name], typed=False)
-        for name, value in taken.items()})
+    taken = [name for name in saved if name in fixed or name not in given]
+    return dataclasses.replace(options, **{name: saved[name] for name in taken})
 
 
 def check_vocabulary(dataset, meta, spec, vocab_size):

@@ -167,6 +167,12 @@ def test_options_not_given_come_from_the_checkpoint_and_fixed_ones_may_not_diffe
         inherit(Options(size=2), {'size': 2}, saved, ['size'], names)
 
 
+def test_an_option_of_the_checkpoint_of_another_type_is_named_before_it_is_compared():
+    with pytest.raises(UserError, match='the n_embd of the checkpoint must be a whole number'):
+        inherit(train.TrainConfig(), {'n_embd': 16}, {'n_embd': torch.zeros(3)}, ['n_embd'],
+                ['n_embd'])
+
+
 def test_a_data_set_of_another_vocabulary_is_refused():
     chars = {'kind': 'char', 'chars': 'abc'}
     meta = {'tokenizer': chars, 'vocab_size': 3}
