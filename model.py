@@ -268,7 +268,8 @@ class MLP(nn.Module):
         if self.kind == 'swiglu':  # Shazeer 2020, arXiv:2002.05202
             gate, x = x.chunk(2, dim=-1)
             return F.silu(gate) * x
-        return F.relu(x).square()  # 'relu2': So et al. 2021, arXiv:2109.08668
+        assert self.kind == 'relu2', f'mlp={self.kind} has no formula here'
+        return F.relu(x).square()  # So et al. 2021, arXiv:2109.08668
 
     def forward(self, x):
         return self.proj(self.activate(self.up(x)))

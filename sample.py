@@ -48,7 +48,7 @@ class SampleConfig:
     stop: Text | None = None  # end before this text, in which \n is a newline, \t a tab
     out: OutPath | None = None  # a file that the text goes to, in place of the terminal
     show: Literal['text', 'probs'] = 'text'  # probs: colours, or a list, of how likely tokens were
-    top: Annotated[int, '>= 0'] = 0  # with show=probs, list each token beside this many likeliest
+    top: Annotated[int, '>= 0'] = 0  # show=probs as a list, each token beside this many likeliest
     seed: Annotated[int, '>= 0', '<= 9e18'] = 1337  # the same seed, the same text
     device: str = 'auto'  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal['auto', 'float32', 'bfloat16', 'float16', 'int8'] = 'auto'  # int8: on a CPU
@@ -57,6 +57,7 @@ class SampleConfig:
 def main(argv):
     """Print the samples that the options in argv ask for."""
     options, _ = parse(SampleConfig, argv, bare='out_dir')
+    options.show = 'probs' if options.top else options.show
     state = checkpoint.load(options.out_dir)
     if state['tokenizer'] is None:
         raise UserError(f'{options.out_dir} has no tokenizer, so its tokens have no text')

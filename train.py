@@ -643,7 +643,9 @@ def log_and_save(run, bar):
     options, progress = run.options, run.progress
     done = is_done(options, progress)
     due = progress.step % options.eval_interval == 0 and not ends_soon(options, progress)
-    evaluating = (done or due) and progress.step > progress.evaluated and not run.stopped_by
+    unknown = options.init_from is not None and progress.best_loss == math.inf  # how good they were
+    owed = (done or due) and progress.step > progress.evaluated
+    evaluating = (owed or unknown) and not run.stopped_by
     late = progress.seconds - run.saved >= 60 * options.save_minutes
     saving = evaluating or done or late or run.stopped_by
     if not saving and progress.step > 1 and progress.step % options.log_interval:

@@ -162,6 +162,9 @@ def read(path):
     of another type than train.py gives it, or a number that counts nothing."""
     with damaged(path):
         state = unpickle(path)
+        if 'model_args' in state:
+            raise UserError(f'{short(path)} is a checkpoint of nanoGPT: '
+                            f'{folio.options.command("tools/convert.py", f"--from={path}")}')
         wrong = NEEDED - state.keys()
         wrong |= {name for name in state if not isinstance(state[name], KINDS.get(name, object))}
         wrong |= {name for name in COUNTS if not 0 <= state.get(name, 0) < 2 ** 62}

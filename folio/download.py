@@ -77,15 +77,19 @@ def receive(url, part, version):
         if response.status == 206 and version_of(response) not in ('', known):
             version.unlink()  # the server knows no If-Range
             return receive(url, part, version)
-        had = had if response.status == 206 else 0
-        total = had + int(response.headers['Content-Length'] or 0)
-        bar = progress_bar(total=total, initial=had, desc=part.stem, unit='B', unit_scale=True)
-        with bar, open(part, 'ab' if had else 'wb') as file:
-            if not had:  # and the part is empty now
-                version.write_text(version_of(response), encoding='utf-8')
-            while block := response.read1(BLOCK):  # what has come is kept if no more does
-                file.write(block)
-                bar.update(len(block))
+        append(response, part, had if response.status == 206 else 0, version)
+
+
+def append(response, part, had, version):
+    """Write a response after the first `had` bytes of the file `part`; OSError if it is cut."""
+    total = had + int(response.headers['Content-Length'] or 0)
+    bar = progress_bar(total=total, initial=had, desc=part.stem, unit='B', unit_scale=True)
+    with bar, open(part, 'ab' if had else 'wb') as file:
+        if not had:  # and the part is empty now
+            version.write_text(version_of(response), encoding='utf-8')
+        while block := response.read1(BLOCK):  # what has come is kept if no more does
+            file.write(block)
+            bar.update(len(block))
     if size_of(part) < total:
         raise OSError(f'{size_of(part):,} of {total:,} bytes came')
 

@@ -187,7 +187,7 @@ def text_in(line, field, where):
         return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     except Exception:  # it is no JSON, no object, or has no such text
         raise UserError(f'{where}: no text is called {field} (--field=NAME), as in {{"{field}": '
-                        f'"..."}}, in {line!r:.80}') from None
+                        f'"..."}}, in {line.decode(errors="replace").strip():.80}') from None
 
 
 def read_parquet(path, field):

@@ -87,7 +87,7 @@ def test_the_four_scripts_stand_alone_at_the_top():
     assert sorted(path.name for path in REPOSITORY.glob('*.py')) == SCRIPTS
 
 
-LINES = 6130
+LINES = 6160
 
 
 def test_the_house_is_small():

@@ -211,6 +211,13 @@ def test_stacked_matrices_are_those_of_qkv_and_of_swiglu():
     assert len(make(mlp='relu2').stacked_matrices()) == 2
 
 
+def test_an_activation_without_a_formula_is_an_error():
+    model = make()
+    model.blocks[0].mlp.kind = 'relu3'
+    with pytest.raises(AssertionError, match='mlp=relu3 has no formula'):
+        model(some_ids(1, 4))
+
+
 def test_an_unknown_activation_is_refused_by_the_mlp_itself():
     config = GPTConfig(**SMALL).resolved()
     config.mlp = 'relu3'

@@ -191,7 +191,7 @@ def test_elsewhere_a_list_tells_it_and_what_else_was_likely(trained):
     text = trained('--start=fox', '--max_new_tokens=20')
     _, *lines = trained('--start=fox', '--max_new_tokens=20', '--show=probs').splitlines()
     assert ''.join(ast.literal_eval(line.split(None, 1)[1]) for line in lines[:20]) == text[3:-1]
-    _, *lines = trained('--start=fox', '--max_new_tokens=20', '--show=probs', '--top=3',
+    _, *lines = trained('--start=fox', '--max_new_tokens=20', '--top=3',
                         '--temperature=0').splitlines()
     for line in lines[:20]:
         first, second, third, fourth = re.findall(r"([0-9.]+)% '", line)

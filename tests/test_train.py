@@ -507,6 +507,16 @@ def test_init_from_takes_weights_and_shape_and_may_shorten_the_context(home):
             train.main([*argv, '--init_from=first', '--max_steps=1'])
 
 
+def test_a_run_from_weights_that_gets_worse_keeps_them_as_its_best(home):
+    train.main([*TINY, '--max_steps=20', '--out_dir=first'])
+    train.main([*TINY, '--init_from=first', '--max_steps=9', '--eval_interval=9',
+                '--learning_rate=9', '--muon_lr=9', '--out_dir=worse'])
+    first, last = (record for record in read_log(home / 'worse') if 'val_loss' in record)
+    assert (first['step'], last['step']) == (0, 9) and first['val_loss'] < last['val_loss']
+    assert first['val_loss'] == read_log(home / 'first')[-1]['val_loss']
+    assert equal(weights(home / 'worse', 'best.pt'), weights(home / 'first'))
+
+
 def test_nanogpts_init_from_is_answered_in_a_configuration_too(home):
     (home / 'resume.py').write_text("init_from = 'resume'\n")
     with pytest.raises(UserError, match='init_from=resume: .* --resume=True'):

@@ -68,6 +68,8 @@ def main(argv):
 def import_model(options):
     """Make a checkpoint in out_dir of nanoGPT's, of a folder, or of a model of the hub."""
     source = folio.options.find(options.from_).resolve()
+    if (source / 'ckpt.pt').is_file() and not (source / 'config.json').exists():  # nanoGPT's
+        source = source / 'ckpt.pt'
     origin = source.parent if source.is_file() else source
     folder = Path(os.path.expanduser(options.out_dir or folio.options.ROOT / 'out' / origin.name))
     if origin.exists() and folder.resolve() == origin:

@@ -187,11 +187,8 @@ def entries(name, shape):
 def to_ours(tensors, name, shape):
     """The state_dict of GPT(shape) with copies of their tensors, a dict; UserError for one that is
     missing or extra, ValueError or RuntimeError for one of another shape."""
-    prefix = LAYOUTS[name].blocks.partition('.')[0] + '.'  # which some files leave out
-    tensors = {key if key.startswith((prefix, 'lm_head.')) else prefix + key: tensor
-               for key, tensor in tensors.items() if not re.search(BUFFERS, key)}
+    tensors, rows = by_full_name(tensors, name), list(entries(name, shape))
     head = tensors.pop('lm_head.weight', None) if shape.tied else None
-    rows = list(entries(name, shape))
     known = {part for _, theirs, *_ in rows for part in theirs}
     if odd := min(known ^ tensors.keys(), default=None):
         raise UserError(f'the tensor {odd} {"is missing" if odd in known else "has no place"} in a '
@@ -207,6 +204,13 @@ def to_ours(tensors, name, shape):
         raise UserError('the tensor lm_head.weight is not the embedding, though the model is '
                         'described as tied')
     return ours
+
+
+def by_full_name(tensors, name):
+    """The tensors without constants, by names that begin as all but some old files have them."""
+    prefix = LAYOUTS[name].blocks.partition('.')[0] + '.'
+    return {key if key.startswith((prefix, 'lm_head.')) else prefix + key: tensor
+            for key, tensor in tensors.items() if not re.search(BUFFERS, key)}
 
 
 def to_theirs(state, name, shape):

@@ -211,6 +211,14 @@ def test_the_characters_of_a_nanogpt_may_be_named_or_be_absent(home, capsys):
     assert load('named')['tokenizer']['chars'] == CHARS['chars'][:60]
 
 
+def test_a_run_of_nanogpt_is_named_by_its_folder_and_sample_says_what_it_is(home):
+    save_nanogpt(home / 'nano')
+    convert.main(['--from=nano', '--out_dir=ours'])
+    assert load('ours')['config']['n_layer'] == 2
+    with pytest.raises(UserError, match='a checkpoint of nanoGPT: python .*convert.py --from='):
+        load('nano')
+
+
 @pytest.mark.skipif('TIKTOKEN_CACHE_DIR' not in os.environ, reason='needs TIKTOKEN_CACHE_DIR')
 @pytest.mark.parametrize('size', [50257, 50304])
 def test_a_nanogpt_with_gpt2_s_vocabulary_has_gpt2_s_tokens(home, size):
@@ -257,7 +265,8 @@ def test_a_meta_pkl_goes_with_a_nanogpt_of_its_size_only(home):
         with pytest.raises(UserError, match=message):
             convert.main(['--from=nano/ckpt.pt', '--out_dir=ours', *argv])
     with pytest.raises(UserError, match='--meta goes with a checkpoint of nanoGPT'):
-        convert.main(['--from=nano', '--meta=large.pkl'])
+        (home / 'other').mkdir()
+        convert.main(['--from=other', '--meta=large.pkl'])
 
 
 def test_padding_of_the_vocabulary_is_never_drawn(tmp_path, monkeypatch):
