@@ -1036,6 +1036,13 @@ def test_a_data_set_may_be_named_by_its_folder(home):
         assert checkpoint.load('x')['config']['dataset'] == 'tiny'
 
 
+def test_a_signal_ends_an_evaluation_before_its_next_pass(monkeypatch):
+    tokens, signals = measure.TextTokens(range(100)), machine.Signals(stop=signal.SIGTERM)
+    monkeypatch.setattr(tokens, 'windows', lambda *_: pytest.fail('it goes on'))
+    model = GPT(dataclasses.replace(train.TrainConfig(), vocab_size=100, n_layer=0).resolved())
+    train.validate(model, tokens, CPU, signals=signals)
+
+
 def test_processes_compare_their_tokenizers(home, monkeypatch):
     facts = []
     monkeypatch.setattr(machine.Machine, 'check_same', lambda self, known: facts.append(known))
