@@ -62,13 +62,16 @@ def test_ranks_that_stand_at_different_steps_are_an_error(home, monkeypatch):
 @pytest.mark.parametrize('name', ['SIGINT', 'SIGUSR1', 'SIGHUP'])
 def test_a_hang_up_is_ignored_only_where_it_was(name):
     number = getattr(signal, name)
-    before = signal.signal(number, signal.SIG_IGN)
+    before = {each: signal.getsignal(each) for each in (number, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever started the tests
+    signal.signal(number, signal.SIG_IGN)
     try:
         with machine.catch_signals() as signals:
             signal.raise_signal(signal.SIGHUP)
             assert signals.stop == (0 if name == 'SIGHUP' else signal.SIGHUP)
     finally:
-        signal.signal(number, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_sums_and_maxima_of_one_process_are_its_own():
